@@ -1,0 +1,112 @@
+# Every target sets up what it needs, in a virtual environment inside this folder.
+#
+#   make demo                  train on both backends, clean a file with each, write a report
+#   make demo DATA=folder      the same on your own recordings
+#   make test                  lint and tests          make test-slow   the long tests
+#   make lint                  ruff and pyright        make bench       benchmarks, as JSON
+#   make setup                 only the environment    make clean       remove what was made
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV ?= .venv
+DATA ?=
+OUT ?= demo-out
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.parivox-installed
+BUILD_LOG := $(VENV)/deepspeed-build.log
+PIP_INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile -c constraints.txt
+
+.PHONY: help setup demo test test-slow lint bench deepspeed-ops constraints clean distclean
+
+help:
+	@sed -n '/^$$/q; s/^# \{0,1\}//p' Makefile
+
+setup: $(STAMP)
+	@echo "Ready. Try: make demo, or: source $(BIN)/activate && parivox doctor"
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Parivox needs Python 3.11 or newer: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
+	@echo "Setting up $(VENV), once: about 3 minutes on a fast line, mostly downloads."
+	@$(PYTHON) -m venv $(VENV)
+	@echo "[1/4] parivox and the audio libraries"
+	@$(PIP_INSTALL) -e '.[praat]'
+	@echo "[2/4] the JAX backend"
+	@$(PIP_INSTALL) -e '.[jax]'
+	@echo "[3/4] the PyTorch backend and DeepSpeed (the largest download)"
+	@$(PIP_INSTALL) -e '.[torch,deepspeed]'
+	@echo "[4/4] the test and lint tools"
+	@$(PIP_INSTALL) -e '.[dev]'
+	@touch $@
+	@echo "Environment ready."
+
+# DeepSpeed compiles two C++ extensions at their first use: over two minutes, once for each user.
+# The compilation runs beside the first steps of a target, which need no DeepSpeed.
+define start_build
+echo "DeepSpeed's extensions are prepared in the background: 2 to 3 minutes the first time, then seconds."; \
+$(BIN)/python -m torch_impl.engine --build </dev/null >$(BUILD_LOG) 2>&1 & build=$$!
+endef
+define await_build
+wait $$build || { tail -n 20 $(BUILD_LOG); echo "The DeepSpeed build failed; all of it: $(BUILD_LOG)"; exit 1; }
+endef
+
+define run_lint
+echo "ruff: style and common mistakes"; \
+$(BIN)/ruff check .; \
+$(BIN)/ruff format --check --quiet . || { echo "Not formatted; run: $(BIN)/ruff format ."; exit 1; }; \
+echo "pyright: types (about a minute)"; \
+$(BIN)/pyright --pythonpath $(BIN)/python
+endef
+
+deepspeed-ops: $(STAMP)
+	@echo "Compiling DeepSpeed's extensions: 2 to 3 minutes the first time, then seconds."
+	@$(BIN)/python -m torch_impl.engine --build
+
+demo: $(STAMP)
+	@$(start_build); \
+	$(BIN)/parivox demo --out "$(OUT)" $(if $(DATA),--data "$(DATA)"); \
+	$(await_build)
+
+test: $(STAMP)
+	@$(start_build); \
+	$(run_lint); \
+	$(await_build); \
+	echo "Tests (the long ones: make test-slow)"; \
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-slow: $(STAMP)
+	@$(start_build); $(await_build); \
+	echo "The long tests"; \
+	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+lint: $(STAMP)
+	@$(run_lint)
+
+bench: $(STAMP)
+	@$(start_build); $(await_build); \
+	$(BIN)/python -m benchmarks
+
+# How constraints.txt is made: the newest versions that fit pyproject.toml, from a clean environment.
+# A local version ("+cpu" of a torch wheel) is left out, so that any build of that version fits.
+constraints:
+	@echo "Resolving a clean environment: several minutes."
+	@folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
+	$(PYTHON) -m venv "$$folder/venv"; \
+	"$$folder/venv/bin/python" -m pip install -qq --disable-pip-version-check --no-compile '.[jax,torch,deepspeed,praat,dev]'; \
+	{ echo "# Every package of the environment that make sets up. Made by: make constraints"; \
+	  "$$folder/venv/bin/python" -m pip freeze --exclude parivox | sed -E 's/\+[A-Za-z0-9.]+$$//'; \
+	} >"$$folder/constraints.txt"; \
+	mv "$$folder/constraints.txt" constraints.txt
+	@echo "constraints.txt written; run: make test"
+
+clean:
+	rm -rf build dist demo-out *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV)

@@ -1,0 +1,161 @@
+"""The JAX side of `parivox.backend.Backend`; the twin of `torch_impl.backend`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_impl.infer import DenoiserModel, load_denoiser
+from jax_impl.optim import AdamState
+from jax_impl.schedule import update_schedule
+from jax_impl.train_step import TrainState, make_eval, make_step
+from jax_impl.weights import from_arrays, to_arrays
+from parivox.backend import Batch, Dtype, NamedArrays, Precision, StepResult, TrainArrays
+from parivox.errors import BackendError
+from parivox.hparams import DenoiserHParams
+
+__all__ = ["JaxBackend", "create_backend"]
+
+
+class _Session:
+    """A training state with the functions compiled for its hyperparameters."""
+
+    def __init__(self, hp: DenoiserHParams, state: TrainState, precision: Precision):
+        self.state = state
+        self.schedule = update_schedule(hp.deepspeed_config)
+        self.step = make_step(hp.unet_hidden_dim, hp.gradient_clipping, precision)
+        self.eval = make_eval(hp.unet_hidden_dim, precision)
+        self.count = int(state.adam.count)
+
+
+class JaxBackend:
+    """JAX on one device."""
+
+    name = "jax"
+
+    def __init__(self, device: Any, precision: Precision, dtype: Dtype):
+        self.device = device  # a jax.Device
+        self.precision: Precision = precision
+        self.dtype = jnp.dtype(dtype)
+
+    @contextmanager
+    def _scope(self) -> Iterator[None]:
+        # JAX cuts float64 down to float32 unless told; told for these calls alone, so that both can be used
+        # side by side in one process.
+        with jax.default_device(self.device), jax.enable_x64(self.dtype == jnp.float64):
+            yield
+
+    def describe(self) -> dict[str, str]:
+        """Device, precision and library versions."""
+        import flax
+        import optax
+
+        return {
+            "backend": "jax",
+            "device": f"{self.device.platform}: {self.device.device_kind}",
+            "precision": self.precision,
+            "dtype": self.dtype.name,
+            "jax": jax.__version__,
+            "flax": flax.__version__,
+            "optax": optax.__version__,
+        }
+
+    def create_state(self, hp: DenoiserHParams, arrays: TrainArrays) -> _Session:
+        """A training state on the device from named arrays."""
+        hidden = hp.unet_hidden_dim
+        with self._scope():
+            params, exp_avg, exp_avg_sq = (
+                from_arrays(tree, hidden, self.dtype, what)
+                for tree, what in (
+                    (arrays.weights, "the checkpoint"),
+                    (arrays.exp_avg, "the checkpoint's exp_avg"),
+                    (arrays.exp_avg_sq, "the checkpoint's exp_avg_sq"),
+                )
+            )
+            state = TrainState(params, AdamState(jnp.asarray(arrays.step, jnp.int32), exp_avg, exp_avg_sq))
+        return _Session(hp, state, self.precision)
+
+    def step(self, state: _Session, batch: Batch) -> tuple[_Session, StepResult]:
+        """One update."""
+        with self._scope():
+            rate = state.schedule(state.count)
+            noisy, target = self._put(batch["noisy"]), self._put(batch["target"])
+            state.state, metrics = state.step(state.state, noisy, target, rate)
+            host = jax.device_get(metrics)
+        state.count += bool(host["finite"])
+        return state, StepResult(
+            loss=float(host["loss"]),
+            grad_norm=float(host["grad_norm"]),
+            learning_rate=float(rate),
+            energy_ratio=float(host["energy_ratio"]),
+            finite=bool(host["finite"]),
+        )
+
+    def export_state(self, state: _Session) -> TrainArrays:
+        """The state as named arrays on the host."""
+        adam = state.state.adam
+        return TrainArrays(
+            to_arrays(state.state.params),
+            to_arrays(adam.exp_avg),
+            to_arrays(adam.exp_avg_sq),
+            int(adam.count),
+        )
+
+    def evaluate(self, state: _Session, batch: Batch) -> tuple[float, np.ndarray]:
+        """Loss of a batch and the output, without an update."""
+        with self._scope():
+            loss, output = state.eval(
+                state.state.params, self._put(batch["noisy"]), self._put(batch["target"])
+            )
+            return float(loss), np.asarray(output)
+
+    def load_denoiser(self, hp: DenoiserHParams, weights: NamedArrays) -> DenoiserModel:
+        """A denoiser for inference from named arrays."""
+        with self._scope():
+            return load_denoiser(weights, hp.unet_hidden_dim, self.dtype.name, self.precision)
+
+    def denoise(self, model: DenoiserModel, wav: np.ndarray) -> np.ndarray:
+        """Denoise (b, t) at 44,100 Hz."""
+        with self._scope():
+            return model(wav)
+
+    def _put(self, x: np.ndarray) -> jax.Array:
+        return jnp.asarray(x, self.dtype)
+
+
+def create_backend(
+    device: str = "auto", precision: Precision = "highest", dtype: Dtype = "float32"
+) -> JaxBackend:
+    """Set up a device. See `parivox.backend.get_backend`.
+
+    Raises:
+        BackendError: the device, precision or dtype is not available here.
+    """
+    _use_compilation_cache()
+    platform = {"auto": None, "cuda": "gpu"}.get(device, device)
+    try:
+        chosen: Any = jax.devices(platform)[0]
+    except RuntimeError:
+        have = ", ".join(sorted({d.platform for d in jax.devices()}))
+        raise BackendError(f"JAX sees no device '{device}'; it has: {have}. See: parivox doctor") from None
+    if precision == "tf32" and chosen.platform == "cpu":
+        raise BackendError("a CPU has no TF32 arithmetic; use --precision highest or bf16")
+    if dtype == "float64" and chosen.platform != "cpu":
+        raise BackendError("float64 runs on the CPU only; use --device cpu")
+    return JaxBackend(chosen, precision, dtype)
+
+
+def _use_compilation_cache() -> None:
+    # Compiled programs outlive the process, so that a second run starts in a second or two.
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR") and not jax.config.values.get(
+        "jax_compilation_cache_dir"
+    ):
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(root / "parivox" / "jax"))

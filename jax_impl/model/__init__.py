@@ -1,0 +1,1 @@
+"""The model in JAX, layer by layer."""

@@ -1,0 +1,44 @@
+"""The denoiser in JAX; the twin of `torch_impl.model.denoiser`.
+
+A UNet looks at magnitude and phase of the noisy STFT and answers with a mask and a rotation of the phase.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from jax_impl.features import istft, magnitude_phase, peak_normalize, stft
+from jax_impl.model.unet import UNet
+from parivox.features import DENOISER_STFT
+
+__all__ = ["Denoiser", "denoiser_loss"]
+
+
+class Denoiser(nnx.Module):
+    """Noisy speech in, clean speech out, both (b, t) at 44,100 Hz; t at least 841."""
+
+    def __init__(self, hidden: int = 16):
+        self.net = UNet(3, 3, hidden)
+
+    def __call__(self, x: Float[Array, "b t"]) -> Float[Array, "b t"]:
+        """Denoise; each row is peak-normalised first and the result stays at that scale."""
+        x = peak_normalize(x)
+        magnitude, cos, sin = magnitude_phase(stft(x, DENOISER_STFT)[..., :-1])
+        out = self.net(jnp.stack([magnitude, cos, sin], axis=-1))
+        mask = jax.nn.sigmoid(out[..., 0])
+        re, im = jnp.tanh(out[..., 1]), jnp.tanh(out[..., 2])
+        # The 1e-7 keeps the gradient finite where the network answers with no direction at all.
+        length = jnp.sqrt(re**2 + im**2 + 1e-7)
+        turn_cos, turn_sin = re / length, im / length
+        magnitude = jax.nn.relu(magnitude * mask)
+        z = magnitude * jax.lax.complex(cos * turn_cos - sin * turn_sin, sin * turn_cos + cos * turn_sin)
+        y = istft(jnp.concatenate([z, z[..., -1:]], axis=-1), DENOISER_STFT)
+        return jnp.pad(y, ((0, 0), (0, x.shape[-1] - y.shape[-1])))
+
+
+def denoiser_loss(output: Float[Array, "b t"], target: Float[Array, "b t"]) -> Float[Array, ""]:
+    """Mean absolute difference between the output and the peak-normalised target."""
+    return jnp.abs(output - peak_normalize(target)).mean()

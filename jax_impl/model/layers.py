@@ -1,0 +1,79 @@
+"""Layers of the UNet in JAX; the twin of `torch_impl.model.layers`.
+
+Images are channels-last, (b, f, n, c). Weights keep the public names and shapes (out, in, kernel...):
+the order in memory is the compiler's to choose, so nothing is gained by another one, and a checkpoint
+needs no transposition.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from jax_impl.precision import operands
+
+__all__ = ["Conv2d", "GELU", "GroupNorm", "downsample", "upsample"]
+
+
+class Conv2d(nnx.Module):
+    """Stride-1 2-D convolution with zero padding that keeps the size; odd square kernels."""
+
+    def __init__(self, channels_in: int, channels_out: int, kernel: int):
+        self.weight = nnx.Param(jnp.zeros((channels_out, channels_in, kernel, kernel)))
+        self.bias = nnx.Param(jnp.zeros((channels_out,)))
+
+    def __call__(self, x: Float[Array, "b f n i"]) -> Float[Array, "b f n o"]:
+        """Convolve an image."""
+        weight = self.weight[...]
+        pad = weight.shape[-1] // 2
+        image, weight = operands(x, weight)
+        y = jax.lax.conv_general_dilated(
+            image,
+            weight,
+            window_strides=(1, 1),
+            padding=((pad, pad), (pad, pad)),
+            dimension_numbers=("NHWC", "OIHW", "NHWC"),
+        )
+        return y.astype(x.dtype) + self.bias[...]
+
+
+class GroupNorm(nnx.Module):
+    """Group normalisation (Wu and He, 2018), eps 1e-5, variance from the centred values.
+
+    Flax's own default eps is 1e-6 and its variance E[x^2] - E[x]^2, which loses digits in float32.
+    """
+
+    def __init__(self, groups: int, channels: int, eps: float = 1e-5):
+        self.groups = groups
+        self.eps = eps
+        self.weight = nnx.Param(jnp.zeros((channels,)))
+        self.bias = nnx.Param(jnp.zeros((channels,)))
+
+    def __call__(self, x: Float[Array, "b f n c"]) -> Float[Array, "b f n c"]:
+        """Normalise over frequency, frames and the channels of a group."""
+        grouped = x.reshape(*x.shape[:3], self.groups, -1)
+        centred = grouped - grouped.mean(axis=(1, 2, 4), keepdims=True)
+        variance = (centred**2).mean(axis=(1, 2, 4), keepdims=True)
+        y = (centred * jax.lax.rsqrt(variance + self.eps)).reshape(x.shape)
+        return y * self.weight[...] + self.bias[...]
+
+
+class GELU(nnx.Module):
+    """x * Phi(x) with the exact error function; `jax.nn.gelu` takes the tanh approximation unless told."""
+
+    def __call__(self, x: Float[Array, "b f n c"]) -> Float[Array, "b f n c"]:
+        """Apply the activation."""
+        return jax.nn.gelu(x, approximate=False)
+
+
+def downsample(x: Float[Array, "b f n c"]) -> Float[Array, "b f2 n2 c"]:
+    """Nearest x 1/2: keeps even rows and columns."""
+    return x[:, ::2, ::2]
+
+
+def upsample(x: Float[Array, "b f n c"]) -> Float[Array, "b f2 n2 c"]:
+    """Nearest x 2."""
+    b, f, n, c = x.shape
+    return jnp.broadcast_to(x[:, :, None, :, None], (b, f, 2, n, 2, c)).reshape(b, 2 * f, 2 * n, c)

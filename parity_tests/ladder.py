@@ -1,0 +1,175 @@
+"""The ladder: every rung on this machine, as one report."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from parity_tests import seeded
+from parity_tests.result import Figure, Report, Row, Skipped
+from parity_tests.sides import Side, open_side
+from parity_tests.tolerances import bound
+from parivox.backend import BACKENDS, BackendName, Precision, installed
+from parivox.errors import BackendError, ConfigError
+
+BUNDLED_REFERENCE = Path(__file__).parent / "reference"
+"""The small recorded set that comes with the project."""
+
+Finding = Row | Skipped | Figure
+
+
+@dataclass(frozen=True)
+class LadderOptions:
+    """What to climb.
+
+    Attributes:
+        backends: backends to compare; None takes the installed ones.
+        device: device of the float32 rungs; the float64 ones run on the CPU.
+        precision: arithmetic of the float32 rungs.
+        reference: folder of recorded outputs, `float32/` and `float64/` in it; None takes the bundled set.
+        seed: the one that the recorded outputs were made with.
+        faults: whether to plant faults as well.
+    """
+
+    backends: tuple[BackendName, ...] | None = None
+    device: str = "auto"
+    precision: Precision = "highest"
+    reference: Path | None = None
+    seed: int = 20
+    faults: bool = True
+
+
+@dataclass
+class Reference:
+    """Recorded outputs and the seed that rebuilds their inputs."""
+
+    folder: Path
+    seed: int
+    _cache: dict[str, Any] = field(default_factory=dict)
+
+    def arrays(self, dtype: str, name: str) -> dict[str, np.ndarray] | None:
+        """The arrays of one recorded file, or None where it is absent."""
+        path = self.folder / dtype / f"{name}.npz"
+        if not path.exists():
+            return None
+        with np.load(path, allow_pickle=False) as file:
+            return dict(file)
+
+    def norms(self, dtype: str, name: str) -> dict[str, float] | None:
+        """Recorded gradient norms, or None where they are absent."""
+        path = self.folder / dtype / f"{name}.grads.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    def weights(self, name: str) -> dict[str, np.ndarray] | None:
+        """Seeded weights of a manifest, or None where it is absent."""
+        path = self.folder / f"{name}.manifest.json"
+        if not path.exists():
+            return None
+        return seeded.weights(json.loads(path.read_text(encoding="utf-8")), self.seed)
+
+    def signal(self, offset: int, batch: int, length: int) -> np.ndarray:
+        """The seeded signal with this offset to the seed."""
+        key = f"{offset}:{batch}:{length}"
+        if key not in self._cache:
+            self._cache[key] = seeded.signal(self.seed + offset, batch, length)
+        return self._cache[key]
+
+
+class Ladder:
+    """What the rungs share: opened backends, recorded outputs, options."""
+
+    def __init__(self, options: LadderOptions):
+        self.options = options
+        wanted = options.backends or tuple(name for name in BACKENDS if installed(name))
+        if not wanted:
+            raise BackendError("no backend is installed; run: pip install 'parivox[jax]' or 'parivox[torch]'")
+        if options.reference is not None and not options.reference.is_dir():
+            raise ConfigError(
+                f"--reference {options.reference}: no such folder; give one that holds float32/ and float64/"
+            )
+        self.backends: tuple[BackendName, ...] = wanted
+        self.reference = Reference(options.reference or BUNDLED_REFERENCE, options.seed)
+        self._sides: dict[tuple[str, str], Side] = {}
+
+    def side(self, name: BackendName, dtype: str) -> Side:
+        """A backend in one dtype, opened once."""
+        key = (name, dtype)
+        if key not in self._sides:
+            if dtype == "float64":
+                self._sides[key] = open_side(name, "float64", "cpu")
+            else:
+                self._sides[key] = open_side(name, "float32", self.options.device, self.options.precision)
+        return self._sides[key]
+
+    def sides(self, dtype: str) -> list[Side]:
+        """All backends in one dtype."""
+        return [self.side(name, dtype) for name in self.backends]
+
+    def label(self, dtype: str) -> str:
+        """The arithmetic that a row names: `float64`, `float32`, or the lower precision asked for."""
+        return self.options.precision if dtype == "float32" and self.options.precision != "highest" else dtype
+
+    def bound(self, rung: str, dtype: str) -> float:
+        """The bound of a rung in this arithmetic."""
+        return bound(rung, self.label(dtype))
+
+    @cached_property
+    def machine(self) -> dict[str, str]:
+        """Where this runs."""
+        found = {"system": platform.platform(), "processor": platform.processor() or platform.machine()}
+        found |= {"numpy": np.__version__, "python": platform.python_version()}
+        for name in self.backends:
+            about = self.side(name, "float32").backend.describe()
+            found |= {
+                f"{name} {key}" if key != name else key: text
+                for key, text in about.items()
+                if key != "backend"
+            }
+        return found
+
+
+def run_ladder(options: LadderOptions | None = None, say: Any = None) -> Report:
+    """Climb the ladder.
+
+    Args:
+        options: what to compare.
+        say: called with the name of each rung as it begins.
+
+    Raises:
+        BackendError: a backend, device or precision that was asked for is missing.
+        ConfigError: the reference folder does not exist.
+    """
+    from parity_tests import faults, rungs_exact, rungs_model, rungs_optimizer, rungs_signal, rungs_training
+
+    ladder = Ladder(options or LadderOptions())
+    report = Report(machine=ladder.machine)
+    rungs = [
+        ("settings", rungs_exact.settings),
+        ("learning rate", rungs_exact.learning_rate),
+        ("features", rungs_signal.features),
+        ("optimizer", rungs_optimizer.optimizer),
+        ("outputs", rungs_model.outputs),
+        ("gradients", rungs_model.gradients),
+        ("training", rungs_training.training),
+        ("checkpoint exchange", rungs_training.exchange),
+    ]
+    if ladder.options.faults:
+        rungs.append(("planted faults", faults.faults))
+    for name, rung in rungs:
+        if say is not None:
+            say(name)
+        _collect(report, rung(ladder))
+    return report
+
+
+def _collect(report: Report, findings: Iterator[Finding]) -> None:
+    kinds: dict[type, list] = {Row: report.rows, Skipped: report.skipped, Figure: report.figures}
+    for finding in findings:
+        kinds[type(finding)].append(finding)

@@ -1,0 +1,92 @@
+"""The PyTorch backend as the ladder sees it; the twin of `parity_tests.side_jax`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from parity_tests.sides import AdamTrace
+from parivox.backend import BackendName, Dtype, NamedArrays, Precision
+from parivox.features import StftSpec
+from torch_impl import features, optim, schedule, train_step, weights
+from torch_impl.backend import TorchBackend
+from torch_impl.precision import arithmetic
+
+
+class TorchSide:
+    """See `parity_tests.sides.Side`."""
+
+    name: BackendName = "torch"
+
+    def __init__(self, backend: TorchBackend, dtype: Dtype, precision: Precision):
+        self.backend, self.dtype = backend, dtype
+        self.precision: Precision = precision
+        self._complex = {"float32": torch.complex64, "float64": torch.complex128}[dtype]
+
+    def _scope(self):
+        return arithmetic(self.precision, self.backend.device.type)
+
+    def _real(self, x: np.ndarray) -> torch.Tensor:
+        return torch.tensor(x, dtype=self.backend.dtype, device=self.backend.device)
+
+    def _complex_tensor(self, z: np.ndarray) -> torch.Tensor:
+        return torch.tensor(z, dtype=self._complex, device=self.backend.device)
+
+    def stft(self, x: np.ndarray, spec: StftSpec) -> np.ndarray:
+        with self._scope():
+            return features.stft(self._real(x), spec).cpu().numpy()
+
+    def istft(self, z: np.ndarray, spec: StftSpec) -> np.ndarray:
+        with self._scope():
+            return features.istft(self._complex_tensor(z), spec).cpu().numpy()
+
+    def mel(self, x: np.ndarray) -> np.ndarray:
+        with self._scope():
+            return features.mel_spectrogram(self._real(x)).cpu().numpy()
+
+    def magnitude_phase(self, z: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        magnitude, cos, sin = features.magnitude_phase(self._complex_tensor(z))
+        return magnitude.cpu().numpy(), cos.cpu().numpy(), sin.cpu().numpy()
+
+    def shapes(self, hidden: int) -> dict[str, tuple[int, ...]]:
+        return weights.named_shapes(hidden)
+
+    def _module(self, named: NamedArrays, hidden: int) -> torch.nn.Module:
+        params = weights.from_arrays(named, hidden, self.backend.dtype, device=self.backend.device)
+        return train_step.bind(hidden, params)
+
+    def denoise(self, named: NamedArrays, hidden: int, x: np.ndarray) -> np.ndarray:
+        with self._scope(), torch.no_grad():
+            return self._module(named, hidden)(self._real(x)).cpu().numpy()
+
+    def loss_and_grads(
+        self, named: NamedArrays, hidden: int, x: np.ndarray, y: np.ndarray
+    ) -> tuple[float, NamedArrays]:
+        module = self._module(named, hidden)
+        parameters = dict(module.named_parameters())
+        with self._scope():
+            value, _ = train_step.loss_and_output(module, self._real(x), self._real(y))
+            grads = torch.autograd.grad(value, list(parameters.values()))
+        return value.item(), weights.to_arrays(dict(zip(parameters, grads, strict=True)))
+
+    def learning_rates(self, config: Mapping[str, Any], updates: np.ndarray) -> np.ndarray:
+        return schedule.update_schedule(config)(updates).numpy()
+
+    def adam(self, start: NamedArrays, grads: Sequence[NamedArrays], config: Mapping[str, Any]) -> AdamTrace:
+        clip, adam = optim.clip_by_global_norm(config["gradient_clipping"]), optim.fused_adam()
+        rate = schedule.update_schedule(config)
+        params = {name: self._real(array) for name, array in start.items()}
+        state = adam.init(params)
+        for k, grad in enumerate(grads):
+            clipped = clip({name: self._real(array) for name, array in grad.items()})
+            updates, state = adam.update(clipped, state, rate(k))
+            params = {name: p + updates[name] for name, p in params.items()}
+        return AdamTrace(*map(weights.to_arrays, (params, state.exp_avg, state.exp_avg_sq)))
+
+
+def open_side(backend: TorchBackend, dtype: Dtype, precision: Precision) -> TorchSide:
+    """The PyTorch side of the ladder."""
+    return TorchSide(backend, dtype, precision)

@@ -1,0 +1,55 @@
+"""Every tolerance of the ladder, each with the error last measured.
+
+Keyed by rung, what is compared, and arithmetic. `measured` is the largest error over both backends, from the run
+that `MEASURED_ON` names; it is printed beside the bound so that a reader sees the room that is left. Bounds are
+not widened to pass: an error beyond its bound has a cause.
+
+Errors are relative L2 distances unless the row says otherwise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MEASURED_ON = "2-core x86-64 CPU, jax 0.10.2, torch 2.13.0, deepspeed 0.19.8"
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """A bound and the error last measured against it; None where it has not been measured."""
+
+    bound: float
+    measured: float | None
+
+
+FACTOR_OF_PUBLISHED = 2.0
+"""In float32 a port may lie this many times (6 dB) as far from the float64 record as the published program."""
+
+TABLE: dict[tuple[str, str], Tolerance] = {
+    ("settings", "exact"): Tolerance(0.0, 0.0),
+    ("learning rate", "exact"): Tolerance(0.0, 0.0),
+    ("features peak", "float32"): Tolerance(2e-6, None),
+    ("features peak", "float64"): Tolerance(1e-9, None),
+    ("recorded", "float64"): Tolerance(1e-9, None),
+    ("recorded gradients", "float64"): Tolerance(1e-7, None),
+    ("optimizer", "float32"): Tolerance(1e-6, None),
+    ("optimizer", "float64"): Tolerance(1e-12, None),
+    ("outputs", "float32"): Tolerance(2e-5, None),
+    ("outputs", "float64"): Tolerance(1e-9, None),
+    ("gradients", "float32"): Tolerance(1e-3, None),
+    ("gradients", "float64"): Tolerance(1e-7, None),
+    ("training", "float32"): Tolerance(1e-4, None),
+    ("training", "float64"): Tolerance(1e-8, None),
+    ("checkpoint exchange", "float32"): Tolerance(1e-4, None),
+    ("checkpoint exchange", "float64"): Tolerance(1e-8, None),
+    ("planted faults", "ratio"): Tolerance(1.0, None),
+    ("features peak", "tf32"): Tolerance(5e-3, None),
+    ("features peak", "bf16"): Tolerance(5e-2, None),
+    ("outputs", "tf32"): Tolerance(5e-3, None),
+    ("outputs", "bf16"): Tolerance(5e-2, None),
+}
+
+
+def bound(rung: str, arithmetic: str) -> float:
+    """The bound of a rung. Raises KeyError where the table has none."""
+    return TABLE[rung, arithmetic].bound

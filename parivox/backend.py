@@ -1,0 +1,166 @@
+"""The one door between Parivox and its two backends.
+
+A backend turns named arrays into a state, makes one training step, turns a state back into named
+arrays, and runs the forward pass. It knows nothing of folders, files or the terminal. The names are
+the tensor names of the public checkpoint, so a checkpoint, a conversion and a change of backend are
+one mechanism.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+
+from parivox.errors import BackendError
+from parivox.hparams import HParams
+
+NamedArrays = dict[str, np.ndarray]
+"""Public tensor name -> array."""
+
+Batch = Mapping[str, np.ndarray]
+"""What a training step eats: `noisy` and `target`, each (b, t) float, 44,100 Hz."""
+
+BackendName = Literal["jax", "torch"]
+Precision = Literal["highest", "tf32", "bf16"]
+Dtype = Literal["float32", "float64"]
+
+BACKENDS: tuple[BackendName, ...] = ("jax", "torch")
+ENVIRONMENT_VARIABLE = "PARIVOX_BACKEND"
+"""Names the backend to use where `--backend` is not given."""
+
+
+@dataclass(frozen=True)
+class TrainArrays:
+    """A whole training state as named arrays; the content of a checkpoint.
+
+    Attributes:
+        weights: parameters, by public name.
+        exp_avg: Adam's first moments, under the same names.
+        exp_avg_sq: Adam's second moments, under the same names.
+        step: updates made so far; it fixes the learning rate and Adam's bias correction.
+    """
+
+    weights: NamedArrays
+    exp_avg: NamedArrays
+    exp_avg_sq: NamedArrays
+    step: int = 0
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one training step reports, as host numbers.
+
+    Attributes:
+        loss: training loss of the batch, before the update.
+        grad_norm: L2 norm of all gradients, before clipping.
+        learning_rate: the rate this update used.
+        energy_ratio: energy of the output over energy of the target, both summed over the batch.
+        finite: False when the loss or the norm is NaN or infinite; the state is then unchanged.
+    """
+
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    energy_ratio: float
+    finite: bool
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """What `jax_impl.backend` and `torch_impl.backend` both provide."""
+
+    name: BackendName
+
+    def describe(self) -> dict[str, str]:
+        """Device, precision and library versions, for logs and reports."""
+        ...
+
+    def create_state(self, hp: HParams, arrays: TrainArrays) -> Any:
+        """A training state on the device from named arrays.
+
+        Raises:
+            CheckpointError: listing tensors that are missing, extra or misshapen.
+        """
+        ...
+
+    def step(self, state: Any, batch: Batch) -> tuple[Any, StepResult]:
+        """One update. The old state must not be used again."""
+        ...
+
+    def export_state(self, state: Any) -> TrainArrays:
+        """The state as named arrays on the host."""
+        ...
+
+    def evaluate(self, state: Any, batch: Batch) -> tuple[float, np.ndarray]:
+        """Loss of a batch and the output (b, t) float, without an update."""
+        ...
+
+    def load_denoiser(self, hp: HParams, weights: NamedArrays) -> Any:
+        """A denoiser for inference from named arrays.
+
+        Raises:
+            CheckpointError: listing tensors that are missing, extra or misshapen.
+        """
+        ...
+
+    def denoise(self, model: Any, wav: np.ndarray) -> np.ndarray:
+        """Denoise (b, t) float at 44,100 Hz; each row is peak-normalised within, result (b, t).
+
+        The result stays at the model's own scale (peak near 1), see `parivox.enhance`.
+        """
+        ...
+
+
+def installed(name: BackendName) -> bool:
+    """Whether the packages of a backend are present; imports nothing."""
+    needs = {"jax": ("jax", "flax", "optax"), "torch": ("torch",)}[name]
+    return all(importlib.util.find_spec(package) is not None for package in needs)
+
+
+def default_backend() -> BackendName:
+    """The backend to use where none is named: the environment variable, else what is installed, JAX first.
+
+    Raises:
+        BackendError: the variable holds another word, or nothing is installed.
+    """
+    wish = os.environ.get(ENVIRONMENT_VARIABLE, "")
+    if wish:
+        for name in BACKENDS:
+            if wish == name:
+                return name
+        raise BackendError(f"{ENVIRONMENT_VARIABLE} is '{wish}'; set it to 'jax' or 'torch', or unset it")
+    for name in BACKENDS:
+        if installed(name):
+            return name
+    raise BackendError("no backend is installed; run: pip install 'parivox[jax]' or 'parivox[torch]'")
+
+
+def get_backend(
+    name: BackendName | None = None,
+    *,
+    device: str = "auto",
+    precision: Precision = "highest",
+    dtype: Dtype = "float32",
+) -> Backend:
+    """Import one backend and set up its device.
+
+    Args:
+        name: `jax` or `torch`; None takes `default_backend()`.
+        device: `auto`, `cpu`, `gpu` (`cuda` is the same), or `tpu` (JAX only).
+        precision: arithmetic of convolutions and matrix products: `highest` is true float32.
+        dtype: `float64` evaluates the same code in double precision; on the CPU only.
+
+    Raises:
+        BackendError: the backend, device or precision is not available here.
+    """
+    name = name or default_backend()
+    if not installed(name):
+        raise BackendError(f"backend '{name}' is not installed; run: pip install 'parivox[{name}]'")
+    module = importlib.import_module(f"{name}_impl.backend")
+    return module.create_backend(device=device, precision=precision, dtype=dtype)

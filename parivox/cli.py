@@ -1,0 +1,94 @@
+"""The command `parivox`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any, Union
+
+import parivox
+from parivox.errors import ParivoxError
+
+DESCRIPTION = """A speech denoiser with two interchangeable backends, JAX and PyTorch.
+
+`parivox COMMAND --help` explains a command, `parivox --version` prints the version.
+Start with `parivox demo`."""
+
+
+def parse(argv: Sequence[str]) -> Any:
+    """The subcommand that the arguments ask for, with its options.
+
+    Raises:
+        SystemExit: status 0 after `--help`, 2 after wrong usage; tyro has printed what to print.
+    """
+    import tyro
+
+    from parivox import commands
+
+    table = {
+        "train denoiser": commands.TrainDenoiserCommand,
+        "enhance": commands.EnhanceCommand,
+        "parity": commands.ParityCommand,
+        "doctor": commands.DoctorCommand,
+        "demo": commands.DemoCommand,
+    }
+    words = _joined(argv)
+    choices = []
+    for name, command in table.items():
+        # The list of commands has a line for each, the help of a command its whole text.
+        line = None if words[:1] == [name] else (command.__doc__ or "").partition("\n")[0]
+        choices.append(Annotated[command, tyro.conf.subcommand(name=name, description=line)])
+    return tyro.cli(
+        Union[tuple(choices)],  # noqa: UP007 (made of a table)
+        prog="parivox",
+        description=DESCRIPTION,
+        args=words,
+        config=(tyro.conf.DisallowNone, tyro.conf.HelptextFromCommentsOff),
+    )
+
+
+def _run(argv: list[str]) -> int:
+    if argv == ["--version"]:
+        print(f"parivox {parivox.__version__}")
+        return 0
+    return parse(argv).run()
+
+
+def _joined(argv: Sequence[str]) -> list[str]:
+    """`train denoiser` as one word: to tyro, a choice with a single member is none."""
+    words = list(argv)
+    if words[:1] == ["train"] and words[1:2] in (["denoiser"], ["--help"], ["-h"]):
+        rest = words[2:] if words[1] == "denoiser" else words[1:]
+        return ["train denoiser", *rest]
+    return words
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: arguments without the program's name; None takes those of the process.
+
+    Returns:
+        The exit status: 0 when all went well, 1 when not, 130 after Ctrl-C. A mistake of the user is one line
+        on the standard error; any other error is a defect and keeps its traceback.
+
+    Raises:
+        SystemExit: as `parse`.
+    """
+    try:
+        try:
+            return _run(sys.argv[1:] if argv is None else list(argv))
+        finally:
+            sys.stdout.flush()
+    except ParivoxError as error:
+        print(f"parivox: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("parivox: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # Whoever read the output has gone; without this, Python complains when it flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1

@@ -1,0 +1,107 @@
+"""`parivox enhance`: clean a file or a folder."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from parivox.commands.options import NO_HINT, BackendOption, DeviceOption, PrecisionOption
+from parivox.errors import ConfigError
+
+if TYPE_CHECKING:
+    from parivox.enhance import Summary
+
+
+@dataclass(frozen=True)
+class EnhanceCommand:
+    """Clean a recording, or every recording below a folder, with a trained model.
+
+    Channels, length, sample rate and coding are kept. A file that cannot be cleaned is named on a line of its
+    own and does not stop the others; the exit status is 0 when all were cleaned.
+
+    Attributes:
+        source: File or folder: wav, flac, ogg or mp3, mono or stereo, any sample rate.
+        target: Output file or folder.
+        model: The model: a run folder, or one of its checkpoints.
+        denoise_only: Remove noise only. This version needs it.
+        backend: What computes; by default what is installed, JAX first, or PARIVOX_BACKEND.
+        device: Where it computes.
+        precision: Arithmetic of convolutions and matrix products; highest is true float32.
+        rate: Sample rate of the outputs; by default each file's own.
+        format: Format of the outputs; by default each file's own, or what the output's name says.
+        chunk_seconds: How much the model hears at once; a longer chunk takes more memory.
+        overlap_seconds: How much neighbouring chunks share.
+    """
+
+    source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="IN")]
+    target: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")]
+    model: Annotated[Path, tyro.conf.arg(name="run", metavar="RUN")]
+    denoise_only: Annotated[bool, tyro.conf.FlagCreatePairsOff, NO_HINT] = False
+    backend: BackendOption = None
+    device: DeviceOption = "auto"
+    precision: PrecisionOption = "highest"
+    rate: Annotated[int | None, tyro.conf.arg(metavar="HZ", help_behavior_hint="")] = None
+    format: Annotated[Literal["wav", "flac", "ogg", "mp3"] | None, NO_HINT] = None
+    chunk_seconds: float = 30.0
+    overlap_seconds: float = 1.0
+
+    def run(self) -> int:
+        """Clean; returns the exit status."""
+        if not self.denoise_only:
+            raise ConfigError("the enhancer is not part of this version; use --denoise-only")
+        from parivox.backend import get_backend
+        from parivox.enhance import enhance_path
+        from parivox.progress import EnhanceProgress
+        from parivox.run import load_run_weights
+
+        tell = _Lines()
+        weights, hp, meta = load_run_weights(self.model, tell)
+        backend = get_backend(self.backend, device=self.device, precision=self.precision)
+        model = partial(backend.denoise, backend.load_denoiser(hp, weights))
+        about = backend.describe()
+        where = f"{about['backend']} on {about['device']}"
+        print(f"cleaning with {self.model} (step {meta.step}), {where}", flush=True)
+        begun = time.monotonic()
+        with EnhanceProgress() as progress:
+            summary = enhance_path(
+                self.source,
+                self.target,
+                model,
+                rate=self.rate,
+                format=self.format,
+                chunk_seconds=self.chunk_seconds,
+                overlap_seconds=self.overlap_seconds,
+                message=tell,
+                progress=progress.update,
+            )
+        took = time.monotonic() - begun
+        print(_summary_line(summary, self.target, progress.audio_seconds, took), flush=True)
+        return 1 if summary.failed else 0
+
+
+class _Lines:
+    """Prints diagnostics, one line each, on the standard error."""
+
+    def __init__(self) -> None:
+        # On a terminal the live progress line takes over sys.stderr and puts lines above itself. What goes
+        # into a file must stay there, so that stream is remembered from before.
+        self._stream = sys.stderr
+
+    def __call__(self, text: str) -> None:
+        stream = sys.stderr if self._stream.isatty() else self._stream
+        print(f"parivox: {text}", file=stream, flush=True)
+
+
+def _summary_line(summary: Summary, target: Path, audio: float, seconds: float) -> str:
+    count, failed = len(summary.done), len(summary.failed)
+    files = f"{count} file{'' if count == 1 else 's'} cleaned" + (f", {failed} failed" if failed else "")
+    if not count:
+        return files
+    place = summary.done[0] if count == 1 else target
+    return f"{files}: {place}; {audio:.1f} s of audio in {seconds:.1f} s, {audio / seconds:.2g} x real time"

@@ -1,0 +1,179 @@
+"""`parivox train denoiser`: begin a run or go on with it."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from parivox.commands.options import BackendOption, CountOption, DeviceOption, FileOption, PrecisionOption
+from parivox.errors import ConfigError
+from parivox.hparams import DenoiserHParams
+from parivox.presets import PRESETS, describe_preset, preset
+
+if TYPE_CHECKING:
+    from parivox.train import TrainOptions
+
+_PRESETS = [name for name in PRESETS if isinstance(preset(name), DenoiserHParams)]
+
+PresetOption = Annotated[
+    str | None,
+    tyro.conf.arg(
+        metavar="NAME",
+        help_behavior_hint="",
+        help="Hyperparameters of a new run: "
+        + "; ".join(f"{name} ({describe_preset(name)})" for name in _PRESETS)
+        + ".",
+    ),
+]
+
+MEANINGS: dict[str, str] = {
+    "fg_dir": "Folder of speech, at least 11 files.",
+    "bg_dir": "Folder of noise.",
+    "rir_dir": "Folder of room impulse responses, audio or .npy.",
+    "load_fg_only": "Read speech alone: nothing is mixed.",
+    "praat_augment_prob": "Share of voices changed with Praat.",
+    "wav_rate": "Samples a second.",
+    "n_fft": "Length of the mel spectrogram's FFT, samples.",
+    "win_size": "Length of its window, samples.",
+    "hop_size": "Step between its frames, samples.",
+    "num_mels": "Its bands.",
+    "stft_magnitude_min": "Its smallest magnitude.",
+    "preemphasis": "Its pre-emphasis.",
+    "mix_alpha_range": "Weight of the speech in a mixture, lowest and highest.",
+    "nj": "Most processes that make the data.",
+    "training_seconds": "Length of a training item, seconds.",
+    "batch_size_per_gpu": "Items a step.",
+    "min_lr": "Learning rate at the start and at the end.",
+    "max_lr": "Learning rate after the warm-up.",
+    "warmup_steps": "Steps from the lowest to the highest rate.",
+    "max_steps": "Steps of the whole schedule.",
+    "gradient_clipping": "Largest norm of the gradient.",
+    "distort_prob": "Share of items that learn the distorted speech.",
+    "unet_hidden_dim": "Width of the network.",
+}
+"""Hyperparameter -> what its option says in the help."""
+
+
+@dataclass(frozen=True)
+class _TrainDenoiser:
+    """Begin a run, or go on with it where its newest checkpoint stands.
+
+    A run begun on one backend continues on the other. Ctrl-C ends a run after the step at hand and keeps it.
+    An option that names a hyperparameter goes before the preset or YAML file. An existing run has its own
+    hyperparameters; what is given must agree with them.
+
+    Attributes:
+        run_dir: The run folder: checkpoints, logs, sound and pictures.
+        backend: What computes; by default what is installed, JAX first, or PARIVOX_BACKEND.
+        device: Where it computes.
+        precision: Arithmetic of convolutions and matrix products; highest is true float32.
+        config: YAML file of hyperparameters for a new run.
+        preset: Named hyperparameters for a new run.
+        seed: Of initial weights and data; by default the run's own, or 0.
+        init: Initial weights of a new run: near passing the input through, or as in the published program.
+        stop_at: Stop after this step although the schedule goes on.
+        workers: Processes that make the data, 0 for none; by default nj, at most one for each CPU.
+        checkpoint_every: Steps between checkpoints.
+        keep: Checkpoints to keep.
+        permanent_every: Steps between checkpoints that are kept for good; 0 for none.
+        eval_every: Steps between evaluations on held-out speech; 0 for one at the end.
+    """
+
+    run_dir: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    backend: BackendOption = None
+    device: DeviceOption = "auto"
+    precision: PrecisionOption = "highest"
+    config: FileOption = None
+    preset: PresetOption = None
+    seed: CountOption = None
+    init: Literal["identity", "published"] = "identity"
+    stop_at: CountOption = None
+    workers: CountOption = None
+    checkpoint_every: int = 500
+    keep: int = 3
+    permanent_every: int = 0
+    eval_every: int = 500
+
+    def run(self) -> int:
+        """Train; returns the exit status."""
+        hp = self.hparams()
+        options = self._options()
+        from parivox.backend import get_backend
+        from parivox.train import train_denoiser
+
+        backend = get_backend(self.backend, device=self.device, precision=self.precision)
+        summary = train_denoiser(self.run_dir, backend, hp, options)
+        if summary["stopped_by"]:
+            return 128 + signal.Signals[summary["stopped_by"]].value
+        print(f"done; the model is in {self.run_dir}. Clean a file with it: {self._next()}", flush=True)
+        return 0
+
+    def hparams(self) -> DenoiserHParams | None:
+        """What was asked for; None where nothing was and the run has its own.
+
+        Raises:
+            ConfigError: both a preset and a file are given, an unknown preset, or a value makes no sense.
+        """
+        given = {name: getattr(self, name) for name in MEANINGS if getattr(self, name) is not None}
+        own = self.run_dir / "hparams.yaml"
+        if self.config is not None and self.preset is not None:
+            raise ConfigError("--config and --preset are both given; leave one of them out")
+        if self.config is not None:
+            base = DenoiserHParams.load(self.config)
+        elif self.preset is not None:
+            base = denoiser_preset(self.preset)
+        elif own.exists():
+            if not given:
+                return None
+            base = DenoiserHParams.load(own)
+        else:
+            base = DenoiserHParams()
+        return base.replace(**given)
+
+    def _options(self) -> TrainOptions:
+        from parivox.train import TrainOptions
+
+        names = (field.name for field in dataclasses.fields(TrainOptions))
+        return TrainOptions(**{name: getattr(self, name) for name in names})
+
+    def _next(self) -> str:
+        return f"parivox enhance IN OUT --denoise-only --run {self.run_dir}"
+
+
+def denoiser_preset(name: str) -> DenoiserHParams:
+    """A preset of a denoiser.
+
+    Raises:
+        ConfigError: no such preset, or one of another model.
+    """
+    found = preset(name)
+    if not isinstance(found, DenoiserHParams):
+        raise ConfigError(f"preset '{name}' is not of a denoiser; use one of {', '.join(_PRESETS)}")
+    return found
+
+
+def _option(field: dataclasses.Field[Any], kind: Any) -> tuple[str, Any, Any]:
+    """An option for one hyperparameter, None where it is not given."""
+    default = field.default
+    shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+    about = tyro.conf.arg(help=MEANINGS[field.name], help_behavior_hint=f"(default without preset: {shown})")
+    return field.name, Annotated[kind | None, about], dataclasses.field(default=None)
+
+
+def _with_hyperparameters(base: type) -> type:
+    kinds = typing.get_type_hints(DenoiserHParams)
+    options = [_option(field, kinds[field.name]) for field in dataclasses.fields(DenoiserHParams)]
+    made = dataclasses.make_dataclass("TrainDenoiserCommand", options, bases=(base,), frozen=True)
+    made.__doc__ = base.__doc__
+    made.__module__ = __name__
+    return made
+
+
+TrainDenoiserCommand = _with_hyperparameters(_TrainDenoiser)
+"""The options above, and one for each hyperparameter."""

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from parivox.data.index import index_files, split_held_out
+from parivox.data.workers import available_cpus, worker_count
+from parivox.errors import ConfigError, DataError
+from tests.data_folder import folders, room, tone
+
+NAMES = tuple(Path("/corpus") / f"speaker{k // 15}" / f"{k:04}.flac" for k in range(60))
+
+
+def test_lists_every_folder_sorted_and_without_hidden_files(tmp_path):
+    hp = folders(tmp_path)
+    tone(tmp_path / "fg" / "deeper" / "still" / "X.FLAC", 0.2)
+    tone(tmp_path / "rir" / "hall.wav", 0.1)
+    room(tmp_path / "rir" / ".hidden" / "no.npy")
+    (tmp_path / "fg" / "notes.txt").write_text("not audio")
+    files = index_files(hp)
+    speech = files.train.files + files.held_out.files
+    assert len(speech) == 15 and (tmp_path / "fg/deeper/still/X.FLAC") in speech
+    assert list(files.train.files) == sorted(files.train.files)
+    assert files.bg is not None and len(files.bg.files) == 3
+    assert files.rir is not None and [p.name for p in files.rir.files] == ["0.npy", "1.npy", "hall.wav"]
+
+
+def test_split_holds_out_ten_and_leaks_none():
+    train, held_out = split_held_out(NAMES, Path("/corpus"))
+    assert len(held_out) == 10 and not set(train) & set(held_out)
+    assert sorted(train + held_out) == list(NAMES)
+
+
+def test_split_depends_on_names_below_the_folder_alone():
+    _, held_out = split_held_out(NAMES, Path("/corpus"))
+    moved = tuple(Path("/elsewhere") / path.relative_to("/corpus") for path in NAMES)
+    _, held_out_there = split_held_out(moved, Path("/elsewhere"))
+    assert [p.name for p in held_out] == [p.name for p in held_out_there]
+
+
+def test_removing_training_files_keeps_the_held_out_ones():
+    train, held_out = split_held_out(NAMES, Path("/corpus"))
+    rest = tuple(sorted(held_out + train[::3]))
+    assert split_held_out(rest, Path("/corpus"))[1] == held_out
+
+
+def test_fewer_than_eleven_speech_files(tmp_path):
+    with pytest.raises(DataError, match=r"fg_dir.*10 speech files, too little data for a validation split"):
+        index_files(folders(tmp_path, speech=10))
+    assert len(index_files(folders(tmp_path, speech=11)).train.files) == 1
+
+
+@pytest.mark.parametrize("field", ["fg_dir", "bg_dir", "rir_dir"])
+@pytest.mark.parametrize("state", ["missing", "empty", "file"])
+def test_bad_folder_names_field_path_and_remedy(tmp_path, field, state):
+    bad = tmp_path / "nothing-here"
+    if state == "empty":
+        bad.mkdir()
+    if state == "file":
+        bad.write_text("x")
+    hp = folders(tmp_path).replace(**{field: bad})
+    with pytest.raises(DataError) as error:
+        index_files(hp)
+    text = str(error.value)
+    assert text.startswith(f"{field}: {bad}") and "\n" not in text and ("set " in text or "put " in text)
+
+
+def test_speech_alone_needs_no_other_folder(tmp_path):
+    hp = folders(tmp_path, load_fg_only=True).replace(bg_dir=tmp_path / "no", rir_dir=tmp_path / "no")
+    files = index_files(hp)
+    assert files.bg is None and files.rir is None
+    assert {field for field, _ in files.kinds().values()} == {"fg_dir"}
+
+
+def test_nj_is_an_upper_bound_and_says_so_once():
+    said: list[str] = []
+    cpus = available_cpus()
+    expected = cpus if cpus > 1 else 0
+    assert worker_count(10_000, said.append) == expected
+    assert len(said) == 1 and "nj=10000" in said[0] and str(cpus) in said[0]
+    assert worker_count(0, said.append) == 0 and len(said) == 1
+    with pytest.raises(ConfigError, match="nj is -1"):
+        worker_count(-1, said.append)
+
+
+def test_a_single_cpu_gets_no_worker_process(monkeypatch):
+    monkeypatch.setattr("parivox.data.workers.available_cpus", lambda: 1)
+    said: list[str] = []
+    assert worker_count(64, said.append) == 0 and len(said) == 1
+
+
+def test_import_brings_no_backend_and_no_grain():
+    names = ("jax", "torch", "jax_impl", "torch_impl", "grain", "parselmouth")
+    code = f"import sys, parivox.data; print([name for name in {names} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,140 @@
+"""Updates through the real DeepSpeed engine; the only file that imports deepspeed.
+
+`python -m torch_impl.engine` compiles DeepSpeed's two C++ extensions ahead of the first run.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torch_impl.optim import AdamState
+from torch_impl.train_step import bind
+from torch_impl.weights import Params
+
+QUIET = 1_000_000_000
+"""Steps between DeepSpeed's own progress lines: Parivox prints its own."""
+
+
+def import_deepspeed(device: str) -> Any:
+    """The deepspeed package, told which device to use; `Any`, since its own types are too loose to check with."""
+    # DeepSpeed would take a GPU that is merely present, and talks a lot while it loads.
+    if device == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    return deepspeed
+
+
+def single_process_world() -> None:
+    """Describe a world of one process, unless a launcher has described another."""
+    if "WORLD_SIZE" in os.environ:
+        return
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    os.environ.update(
+        RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
+
+
+class DeepSpeedState:
+    """A denoiser under `deepspeed.initialize` with the given config, at a given step."""
+
+    def __init__(self, params: Params, adam: AdamState, hidden: int, config: Mapping[str, Any], device: str):
+        deepspeed = import_deepspeed(device)
+        single_process_world()
+        self.module = bind(hidden, params)
+        self._names = [name for name, _ in self.module.named_parameters()]
+        self.engine, self._optimizer, _, self._scheduler = deepspeed.initialize(
+            model=self.module,
+            model_parameters=list(self.module.parameters()),
+            config={**config, "steps_per_print": QUIET},
+        )
+        self._restore(adam)
+
+    def _restore(self, adam: AdamState) -> None:
+        parameters = dict(self.module.named_parameters())
+        for name, parameter in parameters.items():
+            self._optimizer.state[parameter] = {
+                "step": adam.count,
+                "exp_avg": adam.exp_avg[name],
+                "exp_avg_sq": adam.exp_avg_sq[name],
+            }
+        self.engine.global_steps = adam.count
+        if adam.count:
+            # Where the engine would stand after `count` updates: the scheduler has stepped as often.
+            self._scheduler.step(adam.count - 1)
+            self._replay_bias_correction(adam.count)
+
+    def _replay_bias_correction(self, count: int) -> None:
+        # The CPU kernel keeps beta^t as a float32 product that grows by one factor a step; a process that starts
+        # at step t takes pow(beta, t) instead, and the weights differ in the last bit from the run that was not
+        # interrupted. Stepping an empty tensor through all t updates rebuilds the product.
+        if next(self.module.parameters()).device.type != "cpu":
+            return
+        optimizer, group = self._optimizer, self._optimizer.param_groups[0]
+        empty = [[torch.zeros(0)] for _ in range(4)]
+        for step in range(1, count + 1):
+            optimizer.multi_tensor_adam(
+                2048 * 32,
+                optimizer._dummy_overflow_buf,
+                empty,
+                0.0,
+                *group["betas"],
+                group["eps"],
+                step,
+                optimizer.adam_w_mode,
+                group["bias_correction"],
+                0.0,
+            )
+
+    @property
+    def adam(self) -> AdamState:
+        """Updates made and moments, from the engine's optimizer."""
+        state = self._optimizer.state
+        named = dict(self.module.named_parameters())
+        return AdamState(
+            self.engine.global_steps,
+            {name: state[p]["exp_avg"] for name, p in named.items()},
+            {name: state[p]["exp_avg_sq"] for name, p in named.items()},
+        )
+
+    def backward(self, loss: Tensor) -> dict[str, Tensor]:
+        """Compute the gradients through the engine, by parameter name."""
+        self.engine.backward(loss)
+        return {name: p.grad for name, p in self.module.named_parameters() if p.grad is not None}
+
+    def update(self) -> float:
+        """Let the engine clip, step the optimizer, then the scheduler; returns the rate that was used."""
+        rate = self._optimizer.param_groups[0]["lr"]
+        self.engine.step()
+        return float(rate)
+
+    def discard(self) -> float:
+        """Drop the gradients."""
+        self.engine.optimizer.zero_grad()
+        return float(self._optimizer.param_groups[0]["lr"])
+
+
+def build_extensions() -> None:
+    """Compile DeepSpeed's CPU extensions by starting an engine on a small model; quick when they are cached."""
+    deepspeed = import_deepspeed("cpu")
+    single_process_world()
+    model = torch.nn.Linear(2, 2)
+    config = {"train_micro_batch_size_per_gpu": 1, "optimizer": {"type": "Adam", "params": {"lr": 1e-5}}}
+    engine, *_ = deepspeed.initialize(model=model, model_parameters=model.parameters(), config=config)
+    engine.destroy()
+
+
+if __name__ == "__main__":
+    build_extensions()

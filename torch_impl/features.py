@@ -1,0 +1,87 @@
+"""STFT, inverse STFT and mel spectrogram in PyTorch; the twin of `jax_impl.features`.
+
+Plain functions of tensors, in the dtype of their input. `parivox.features` holds the numbers and the
+float64 oracle they are compared with.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Complex, Float
+from torch import Tensor
+
+from parivox.features import NORMALIZE_EPS, SAMPLE_RATE, MelSpec, StftSpec, hann_window, mel_filter_bank
+
+__all__ = ["frame", "istft", "magnitude_phase", "mel_spectrogram", "overlap_add", "peak_normalize", "stft"]
+
+
+def frame(x: Float[Tensor, "b t"], size: int, hop: int) -> Float[Tensor, "b n size"]:
+    """Overlapping frames of `size` samples every `hop`; n = 1 + (t - size) // hop."""
+    return x.unfold(-1, size, hop)
+
+
+def overlap_add(frames: Float[Tensor, "b n size"], hop: int) -> Float[Tensor, "b t"]:
+    """Sum of frames laid every `hop` samples; t = (n - 1) * hop + size. The adjoint of `frame`."""
+    b, count, size = frames.shape
+    pieces = -(-size // hop)
+    blocks = F.pad(frames, (0, pieces * hop - size)).reshape(b, count, pieces, hop)
+    total = frames.new_zeros(b, count + pieces - 1, hop)
+    for i in range(pieces):
+        total = total + F.pad(blocks[:, :, i], (0, 0, i, pieces - 1 - i))
+    return total.reshape(b, -1)[:, : (count - 1) * hop + size]
+
+
+def stft(x: Float[Tensor, "b t"], spec: StftSpec) -> Complex[Tensor, "b f n"]:
+    """Centred STFT with a periodic Hann window: f = n_fft // 2 + 1 bins, n = 1 + t // hop frames.
+
+    Raises:
+        ValueError: reflect padding needs more than n_fft // 2 samples.
+    """
+    half = spec.n_fft // 2
+    if spec.pad_mode == "reflect" and x.shape[-1] <= half:
+        raise ValueError(f"reflect padding needs more than {half} samples, got {x.shape[-1]}")
+    padded = F.pad(x, (half, half), mode=spec.pad_mode)
+    window = _constant(hann_window(spec.n_fft), x)
+    return torch.fft.rfft(frame(padded, spec.n_fft, spec.hop) * window).transpose(1, 2)
+
+
+def istft(z: Complex[Tensor, "b f n"], spec: StftSpec) -> Float[Tensor, "b t"]:
+    """Inverse of `stft` by weighted overlap-add (Griffin and Lim, 1984); t = hop * (n - 1) samples."""
+    frames = torch.fft.irfft(z.transpose(1, 2), n=spec.n_fft)
+    window = _constant(hann_window(spec.n_fft), frames)
+    count = frames.shape[1]
+    weight = overlap_add((window**2).expand(1, count, spec.n_fft), spec.hop)
+    keep = slice(spec.n_fft // 2, spec.n_fft // 2 + spec.hop * (count - 1))
+    return overlap_add(frames * window, spec.hop)[:, keep] / weight[:, keep]
+
+
+def magnitude_phase(
+    z: Complex[Tensor, "b f n"],
+) -> tuple[Float[Tensor, "b f n"], Float[Tensor, "b f n"], Float[Tensor, "b f n"]]:
+    """Magnitude, cosine and sine of the phase; the phase is 0 where the bin is 0."""
+    magnitude = z.abs()
+    empty = magnitude == 0
+    divisor = magnitude.masked_fill(empty, 1)
+    return magnitude, (z.real / divisor).masked_fill(empty, 1), (z.imag / divisor).masked_fill(empty, 0)
+
+
+def mel_spectrogram(x: Float[Tensor, "b t"], spec: MelSpec = MelSpec()) -> Float[Tensor, "b m n"]:  # noqa: B008 (frozen)
+    """Normalised log-mel spectrogram, all n = 1 + t // hop frames (the models drop the last)."""
+    x = x - spec.preemphasis * F.pad(x, (1, 0))[:, :-1]
+    magnitude = stft(x, spec.stft).abs()
+    bank = _constant(mel_filter_bank(SAMPLE_RATE, spec.stft.n_fft, spec.num_mels), x)
+    mel = torch.einsum("bfn,fm->bmn", magnitude, bank)
+    decibel = 20 * torch.log10(mel.clamp(min=spec.magnitude_min))
+    return (decibel - spec.min_db) / (spec.headroom_db - spec.min_db)
+
+
+def peak_normalize(x: Float[Tensor, "*b t"]) -> Float[Tensor, "*b t"]:
+    """x / (max|x| + 1e-7), each item on its own."""
+    return x / (x.abs().amax(dim=-1, keepdim=True) + NORMALIZE_EPS)
+
+
+def _constant(table: np.ndarray, like: Tensor) -> Tensor:
+    # np.array copies: the tables are cached read-only, and torch warns of a tensor over such memory.
+    return torch.from_numpy(np.array(table)).to(like)

@@ -1,0 +1,42 @@
+"""Layers of the UNet in PyTorch; the twin of `jax_impl.model.layers`.
+
+Images are (b, c, f, n). Weights keep the public names and shapes (out, in, kernel...).
+"""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+__all__ = ["Conv2d", "GELU", "GroupNorm", "downsample", "upsample"]
+
+
+class Conv2d(nn.Conv2d):
+    """Stride-1 2-D convolution with zero padding that keeps the size; odd square kernels."""
+
+    def __init__(self, channels_in: int, channels_out: int, kernel: int):
+        super().__init__(channels_in, channels_out, kernel, padding=kernel // 2)
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation (Wu and He, 2018), eps 1e-5, variance from the centred values."""
+
+    def __init__(self, groups: int, channels: int, eps: float = 1e-5):
+        super().__init__(groups, channels, eps=eps)
+
+
+class GELU(nn.GELU):
+    """x * Phi(x) with the exact error function."""
+
+    def __init__(self):
+        super().__init__(approximate="none")
+
+
+def downsample(x: Float[Tensor, "b c f n"]) -> Float[Tensor, "b c f2 n2"]:
+    """Nearest x 1/2: keeps even rows and columns."""
+    return x[:, :, ::2, ::2]
+
+
+def upsample(x: Float[Tensor, "b c f n"]) -> Float[Tensor, "b c f2 n2"]:
+    """Nearest x 2."""
+    return nn.functional.interpolate(x, scale_factor=2, mode="nearest")
