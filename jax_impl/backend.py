@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,19 @@ from parivox.hparams import DenoiserHParams
 __all__ = ["JaxBackend", "create_backend"]
 
 
+# Compiled programs outlive a state: a second one of the same kind compiles nothing.
+_step_program = lru_cache(make_step)
+_eval_program = lru_cache(make_eval)
+
+
 class _Session:
     """A training state with the functions compiled for its hyperparameters."""
 
     def __init__(self, hp: DenoiserHParams, state: TrainState, precision: Precision):
         self.state = state
         self.schedule = update_schedule(hp.deepspeed_config)
-        self.step = make_step(hp.unet_hidden_dim, hp.gradient_clipping, precision)
-        self.eval = make_eval(hp.unet_hidden_dim, precision)
+        self.step = _step_program(hp.unet_hidden_dim, hp.gradient_clipping, precision)
+        self.eval = _eval_program(hp.unet_hidden_dim, precision)
         self.count = int(state.adam.count)
 
 

@@ -110,7 +110,7 @@ def gradient_probe(ladder: Ladder, side: Side) -> Iterator[Row]:
     """Gradients of a narrow model against the same backend without the fault."""
     faulty = rungs_model.small_grads(ladder, side)
     with patch.multiple("parity_tests.faults", _planted=False):
-        sound = rungs_model.small_grads(ladder, side)
+        sound = rungs_model.sound_small_grads(ladder, side)
     error = rungs_model.worst_leaf(faulty, sound)
     yield Row("gradients", "small", "itself", error, ladder.bound("gradients", side.dtype), side.dtype)
 

@@ -97,6 +97,7 @@ class Ladder:
         self.backends: tuple[BackendName, ...] = wanted
         self.reference = Reference(options.reference or BUNDLED_REFERENCE, options.seed)
         self._sides: dict[tuple[str, str], Side] = {}
+        self.small_grads: dict[tuple[str, str], dict[str, np.ndarray]] = {}
 
     def side(self, name: BackendName, dtype: str) -> Side:
         """A backend in one dtype, opened once."""

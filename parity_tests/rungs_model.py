@@ -9,9 +9,8 @@ import numpy as np
 from parity_tests import seeded
 from parity_tests.ladder import Finding, Ladder
 from parity_tests.result import Figure, Row, Skipped
-from parity_tests.rungs_signal import distance, recorded_row
+from parity_tests.rungs_signal import distance, published_bound, recorded_row
 from parity_tests.sides import Side
-from parity_tests.tolerances import FACTOR_OF_PUBLISHED
 from parivox.backend import NamedArrays
 from parivox.features import SAMPLE_RATE
 from parivox.plots import difference_png
@@ -77,6 +76,14 @@ def small_grads(ladder: Ladder, side: Side) -> NamedArrays:
     return side.loss_and_grads(small_weights(seed), SMALL_HIDDEN, x, y)[1]
 
 
+def sound_small_grads(ladder: Ladder, side: Side) -> NamedArrays:
+    """The same, computed once for a climb: the fault of this rung is held against it."""
+    key = (side.name, side.dtype)
+    if key not in ladder.small_grads:
+        ladder.small_grads[key] = small_grads(ladder, side)
+    return ladder.small_grads[key]
+
+
 def worst_leaf(found: NamedArrays, wanted: NamedArrays) -> float:
     """Largest relative L2 distance of any tensor."""
     return max(distance(found[name], wanted[name]) for name in wanted)
@@ -99,12 +106,11 @@ def gradients(ladder: Ladder) -> Iterator[Finding]:
                 error = worst_leaf(found["jax"], found["torch"])
                 limit, label = ladder.bound("gradients", dtype), ladder.label(dtype)
                 yield Row("gradients", "full size, worst of 186 tensors, jax", "torch", error, limit, label)
-    for dtype in ("float32", "float64"):
-        found = {side.name: small_grads(ladder, side) for side in ladder.sides(dtype)}
-        if len(found) == 2:
-            error = worst_leaf(found["jax"], found["torch"])
-            limit, label = ladder.bound("gradients", dtype), ladder.label(dtype)
-            yield Row("gradients", "small denoiser, worst of 186 tensors, jax", "torch", error, limit, label)
+    if len(ladder.backends) == 2:
+        jax, torch = (sound_small_grads(ladder, side) for side in ladder.sides("float64"))
+        limit = ladder.bound("gradients", "float64")
+        case = "small denoiser, worst of 186 tensors, jax"
+        yield Row("gradients", case, "torch", worst_leaf(jax, torch), limit, "float64")
 
 
 def gradient_rows(
@@ -137,7 +143,7 @@ def gradient_rows(
         )
         return
     own = worst_norm(ladder.reference.norms("float32", "denoiser") or {}, truth)
-    limit = FACTOR_OF_PUBLISHED * own
+    limit = published_bound(ladder, "gradients", own)
     yield Row(
         "gradients",
         case,

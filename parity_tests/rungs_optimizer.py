@@ -23,6 +23,7 @@ MAX_NORM = 1e-3
 """Small, so that the 1e-6 beside the norm is worth a thousandth and its absence shows."""
 
 
+@lru_cache(maxsize=2)
 def problem(seed: int) -> tuple[NamedArrays, list[NamedArrays], dict[str, Any]]:
     """Start weights, a gradient for each update, and the config. Gradient norms lie on both sides of `MAX_NORM`."""
     start = {name: seeded.noise(seed, f"start:{name}", shape) for name, shape in SHAPES.items()}

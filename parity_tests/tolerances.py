@@ -43,10 +43,18 @@ TABLE: dict[tuple[str, str], Tolerance] = {
     ("checkpoint exchange", "float32"): Tolerance(1e-4, None),
     ("checkpoint exchange", "float64"): Tolerance(1e-8, None),
     ("planted faults", "ratio"): Tolerance(1.0, None),
-    ("features peak", "tf32"): Tolerance(5e-3, None),
-    ("features peak", "bf16"): Tolerance(5e-2, None),
-    ("outputs", "tf32"): Tolerance(5e-3, None),
-    ("outputs", "bf16"): Tolerance(5e-2, None),
+    # Faster arithmetic, on request. TF32 has 11 bits (5e-4), bfloat16 has 8 (4e-3); some forty layers add up.
+    # The spectrograms' own products are left in float32, so only the network changes.
+    ("features peak", "tf32"): Tolerance(1e-3, None),
+    ("features peak", "bf16"): Tolerance(1e-2, None),
+    ("outputs", "tf32"): Tolerance(1e-2, None),
+    ("outputs", "bf16"): Tolerance(1e-1, None),
+    ("gradients", "tf32"): Tolerance(1e-1, None),
+    ("gradients", "bf16"): Tolerance(1.0, None),
+    ("training", "tf32"): Tolerance(1e-2, None),
+    ("training", "bf16"): Tolerance(1e-1, None),
+    ("checkpoint exchange", "tf32"): Tolerance(1e-2, None),
+    ("checkpoint exchange", "bf16"): Tolerance(1e-1, None),
 }
 
 

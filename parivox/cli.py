@@ -39,8 +39,9 @@ def parse(argv: Sequence[str]) -> Any:
         # The list of commands has a line for each, the help of a command its whole text.
         line = None if words[:1] == [name] else (command.__doc__ or "").partition("\n")[0]
         choices.append(Annotated[command, tyro.conf.subcommand(name=name, description=line)])
+    command_type: Any = Union[tuple(choices)]  # noqa: UP007 (made of a table)
     return tyro.cli(
-        Union[tuple(choices)],  # noqa: UP007 (made of a table)
+        command_type,
         prog="parivox",
         description=DESCRIPTION,
         args=words,

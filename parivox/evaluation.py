@@ -19,6 +19,9 @@ from parivox.plots import spectrogram_png
 EXAMPLES = 2
 """Held-out items whose sound and picture are written."""
 
+LIMIT = 100.0
+"""SI-SDR in dB beyond which an item counts as so much and no more."""
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -40,9 +43,9 @@ class Evaluation:
     energy_ratio: float
     items: int
 
-    def scalars(self) -> dict[str, float]:
-        """The values by name."""
-        return asdict(self)
+    def scalars(self) -> dict[str, float | None]:
+        """The values by name; None where nothing could be averaged."""
+        return {name: None if np.isnan(value) else value for name, value in asdict(self).items()}
 
 
 def evaluate(
@@ -65,17 +68,21 @@ def evaluate(
     target = peak_normalize(target)
     if folder is not None:
         _write_examples(folder, noisy, output, target)
-    # A silent output has an SI-SDR of -inf; -100 dB keeps the mean a number that still says it.
-    before, after = (np.maximum(si_sdr(x, target), -100.0) for x in (noisy, output))
-    sounding = np.isfinite(before)
+    # A silent output has an SI-SDR of -inf, a perfect one of +inf; a mean must stay a number that still says it.
+    before, after = (np.clip(si_sdr(x, target), -LIMIT, LIMIT) for x in (noisy, output))
+    sounding = ~np.isnan(before)
     return Evaluation(
         loss=sum(loss * count for loss, count in losses) / len(rows),
-        si_sdr_noisy=float(before[sounding].mean()),
-        si_sdr_denoised=float(after[sounding].mean()),
-        si_sdr_gain=float((after - before)[sounding].mean()),
+        si_sdr_noisy=_mean(before[sounding]),
+        si_sdr_denoised=_mean(after[sounding]),
+        si_sdr_gain=_mean((after - before)[sounding]),
         energy_ratio=float(energy_ratio(output.reshape(1, -1), target.reshape(1, -1))[0]),
         items=len(rows),
     )
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if values.size else float("nan")
 
 
 def _write_examples(folder: Path, noisy: np.ndarray, output: np.ndarray, target: np.ndarray) -> None:

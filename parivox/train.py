@@ -118,7 +118,7 @@ class _Loop:
         self.saved = meta.step
         self.silence = _SilenceWatch(progress.message)
         self.held_out: list[TrainBatch] = []
-        self.evaluated: dict[str, float] | None = None
+        self.evaluated: dict[str, Any] | None = None
         self.stopped_by: str | None = None
 
     def go(self, stack: ExitStack) -> dict[str, Any]:

@@ -34,7 +34,9 @@ EARLY_SECONDS = 3.0
 
 def start(command: list[str], log: Path) -> subprocess.Popen[bytes]:
     with log.open("wb") as out:
-        return subprocess.Popen(command, cwd=ROOT, env=process_environment(), stdout=out, stderr=subprocess.STDOUT)
+        return subprocess.Popen(
+            command, cwd=ROOT, env=process_environment(), stdout=out, stderr=subprocess.STDOUT
+        )
 
 
 def finish(command: list[str], log: Path) -> None:

@@ -8,17 +8,37 @@ import numpy as np
 import pytest
 import soundfile
 
+import parivox.evaluation
+import parivox.train
+from parivox.data import TrainBatch, validation_batches
+from parivox.data.stream import BatchStream
 from parivox.errors import NonFiniteError
 from parivox.evaluation import evaluate
+from parivox.plots import spectrogram_png
 from parivox.runlog import read_metrics
 from parivox.train import SILENT_STEPS
 from tests.data_folder import folders
-from tests.train_folder import ToyBackend, curve, newest, random_batch, small_hparams, train, unequal
+from tests.train_folder import (
+    ToyBackend,
+    curve,
+    first_arrays,
+    newest,
+    random_batch,
+    small_hparams,
+    train,
+    unequal,
+)
 
 
 @pytest.fixture(scope="module")
 def hp(tmp_path_factory):
     return small_hparams(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    """Drawing takes far longer than all else here."""
+    monkeypatch.setattr(parivox.evaluation, "spectrogram_png", lambda panels, rate, path: None)
 
 
 def silence_warnings(out):
@@ -51,7 +71,12 @@ def test_a_model_that_sounds_is_not_warned_about(tmp_path, hp, capsys):
 
 def test_skipped_files_are_in_the_summary_of_every_later_run(tmp_path, capsys):
     hp = folders(
-        tmp_path / "data", speech=60, training_seconds=0.02, batch_size_per_gpu=4, unet_hidden_dim=1, max_steps=20
+        tmp_path / "data",
+        speech=60,
+        training_seconds=0.02,
+        batch_size_per_gpu=4,
+        unet_hidden_dim=1,
+        max_steps=20,
     )
     bad = sorted((tmp_path / "data/fg").rglob("*.wav"))[-2:]
     for path in bad:
@@ -67,8 +92,6 @@ def test_skipped_files_are_in_the_summary_of_every_later_run(tmp_path, capsys):
 
 
 def test_held_out_files_that_do_not_decode_are_in_the_summary(tmp_path, hp, monkeypatch):
-    import parivox.train
-
     made = parivox.train.validation_batches
 
     def with_a_bad_file(*args, **kwargs):
@@ -79,7 +102,8 @@ def test_held_out_files_that_do_not_decode_are_in_the_summary(tmp_path, hp, monk
     assert train(tmp_path, ToyBackend(), hp, stop_at=1)["skipped_files"] == {"held.wav": "empty"}
 
 
-def test_evaluations(tmp_path, hp):
+def test_evaluations(tmp_path, hp, monkeypatch):
+    monkeypatch.setattr(parivox.evaluation, "spectrogram_png", spectrogram_png)
     summary = train(tmp_path, ToyBackend(), hp, eval_every=5)
     lines = read_metrics(tmp_path, "valid")
     assert [line["step"] for line in lines] == [5, 10, 12]
@@ -89,7 +113,9 @@ def test_evaluations(tmp_path, hp):
     assert lines[0]["si_sdr_gain"] == pytest.approx(0, abs=1e-3)
     for step in (5, 10, 12):
         names = sorted(path.name for path in (tmp_path / f"eval/step-{step:08d}").iterdir())
-        assert names == [f"{i}{end}" for i in (0, 1) for end in ("-denoised.wav", "-noisy.wav", "-target.wav", ".png")]
+        assert names == [
+            f"{i}{end}" for i in (0, 1) for end in ("-denoised.wav", "-noisy.wav", "-target.wav", ".png")
+        ]
     wav, rate = soundfile.read(tmp_path / "eval/step-00000012/0-denoised.wav")
     assert (wav.size, rate) == (882, 44_100)
     assert 0.9 < np.abs(wav).max() <= 1
@@ -106,19 +132,28 @@ def test_evaluation_again_after_a_kill(tmp_path, hp):
 def test_evaluation_of_clean_mixtures(tmp_path, hp):
     """With `load_fg_only` a mixture is its target, whose SI-SDR is infinite."""
     summary = train(tmp_path, ToyBackend(), hp.replace(load_fg_only=True), stop_at=1)
-    assert np.isfinite(summary["evaluation"]["loss"])
-    json.loads((tmp_path / "summary.json").read_text())
+    assert summary["evaluation"]["si_sdr_noisy"] == 100
+    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+
+
+def test_evaluation_of_silent_targets(hp):
+    silent = TrainBatch(
+        {"noisy": random_batch(0)["noisy"], "target": np.zeros((2, 882), np.float32)}, (), (), 0
+    )
+    found = evaluate(ToyBackend(), None, [silent]).scalars()
+    assert (found["si_sdr_noisy"], found["si_sdr_denoised"], found["si_sdr_gain"]) == (None, None, None)
+    assert found["loss"] is not None
 
 
 def test_evaluation_is_a_mean_over_items(hp):
     """Not over batches, of which the last may be smaller."""
-    from parivox.data import TrainBatch, validation_batches
-
-    items = [*validation_batches(hp, seed=0, batch_size=1)]
+    items = validation_batches(hp, seed=0, batch_size=1)
     backend = ToyBackend()
     singly = evaluate(backend, None, items)
     rows = [np.concatenate([b.arrays[name] for b in items]) for name in ("noisy", "target")]
-    parts = [dict(zip(("noisy", "target"), [x[s] for x in rows], strict=True)) for s in (slice(0, 7), slice(7, 10))]
+    parts = [
+        dict(zip(("noisy", "target"), [x[s] for x in rows], strict=True)) for s in (slice(0, 7), slice(7, 10))
+    ]
     grouped = evaluate(backend, None, [TrainBatch(part, (), (), 0) for part in parts])
     assert grouped.scalars() == pytest.approx(singly.scalars(), rel=1e-6, abs=1e-6)
 
@@ -128,9 +163,7 @@ def broken_batch(monkeypatch):
     """Make the n-th batch of every stream opened from now on hold a NaN."""
 
     def plant(number):
-        import parivox.data.stream
-
-        made = parivox.data.stream.BatchStream.__next__
+        made = BatchStream.__next__
         count = 0
 
         def following(self):
@@ -140,17 +173,16 @@ def broken_batch(monkeypatch):
                 batch.arrays["noisy"][0, 3] = np.nan
             return batch
 
-        monkeypatch.setattr(parivox.data.stream.BatchStream, "__next__", following)
+        monkeypatch.setattr(BatchStream, "__next__", following)
 
     return plant
 
 
 def test_batch_that_is_not_finite_stops_the_run(tmp_path, hp, broken_batch):
     train(tmp_path / "whole", ToyBackend(), hp, stop_at=7)
-    with pytest.MonkeyPatch.context():
-        broken_batch(8)
-        with pytest.raises(NonFiniteError) as error:
-            train(tmp_path / "run", ToyBackend(), hp)
+    broken_batch(8)
+    with pytest.raises(NonFiniteError) as error:
+        train(tmp_path / "run", ToyBackend(), hp)
     message = str(error.value)
     assert "\n" not in message
     saved = tmp_path / "run/nonfinite/step-00000007.npz"
@@ -178,8 +210,6 @@ def test_run_that_stopped_so_goes_on_when_the_batch_is_mended(tmp_path, hp, brok
 
 
 def test_toy_backend_keeps_its_state_when_not_finite(hp):
-    from tests.train_folder import first_arrays
-
     backend = ToyBackend()
     state = backend.create_state(hp, first_arrays())
     batch = random_batch(0)

@@ -50,7 +50,10 @@ def plain_hparams(**fields: object) -> DenoiserHParams:
 def random_batch(seed: int, samples: int = SAMPLES) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     target = rng.standard_normal((ROWS, samples)).astype(np.float32)
-    return {"noisy": 0.5 * target + 0.5 * rng.standard_normal(target.shape).astype(np.float32), "target": target}
+    return {
+        "noisy": 0.5 * target + 0.5 * rng.standard_normal(target.shape).astype(np.float32),
+        "target": target,
+    }
 
 
 def first_arrays(hidden: int = HIDDEN, seed: int = 0) -> TrainArrays:
@@ -96,7 +99,9 @@ class ToyBackend:
     name = "jax"
 
     def __init__(
-        self, before: Callable[[int], object] = lambda step: None, energy: Callable[[int], float] = lambda step: 1.0
+        self,
+        before: Callable[[int], object] = lambda step: None,
+        energy: Callable[[int], float] = lambda step: 1.0,
     ):
         self.before, self.energy = before, energy
 
@@ -143,15 +148,15 @@ def process_command(data: Path, run: Path, backend: str, steps: int) -> list[str
 
 
 def process_environment() -> dict[str, str]:
-    """One thread: with more than the machine has cores, OpenMP's spinning makes a step fifty times as long."""
+    """One thread: where cores are busy, OpenMP's threads wait for each other by spinning, and a step takes seconds."""
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    fixed = {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu", "MPLBACKEND": "agg"}
-    return {**os.environ, **fixed}
+    fixed = {"PYTHONPATH": os.pathsep.join(paths), "JAX_PLATFORMS": "cpu", "MPLBACKEND": "agg"}
+    return {**os.environ, **fixed, **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")}
 
 
 def main(data: str, run: str, name: str, steps: str) -> None:
-    fields = {"fg_dir": f"{data}/fg", "bg_dir": f"{data}/bg", "rir_dir": f"{data}/rir", "nj": 0, "max_steps": int(steps)}
-    hp = plain_hparams(training_seconds=SAMPLES / 44_100, **fields)
+    places = {f"{kind}_dir": f"{data}/{kind}" for kind in ("fg", "bg", "rir")}
+    hp = plain_hparams(training_seconds=SAMPLES / 44_100, nj=0, max_steps=int(steps), **places)
     backend = ToyBackend() if name == "toy" else get_backend(name, device="cpu")
     train(Path(run), backend, hp, checkpoint_every=2)
 

@@ -21,6 +21,9 @@ from torch_impl.weights import Params
 QUIET = 1_000_000_000
 """Steps between DeepSpeed's own progress lines: Parivox prints its own."""
 
+_kernel_user: object = None
+"""Key of the state that updated last: the CPU kernel has one memory for all states of a process."""
+
 
 def import_deepspeed(device: str) -> Any:
     """The deepspeed package, told which device to use; `Any`, since its own types are too loose to check with."""
@@ -54,12 +57,12 @@ class DeepSpeedState:
         deepspeed = import_deepspeed(device)
         single_process_world()
         self.module = bind(hidden, params)
-        self._names = [name for name, _ in self.module.named_parameters()]
         self.engine, self._optimizer, _, self._scheduler = deepspeed.initialize(
             model=self.module,
             model_parameters=list(self.module.parameters()),
             config={**config, "steps_per_print": QUIET},
         )
+        self._key = object()
         self._restore(adam)
 
     def _restore(self, adam: AdamState) -> None:
@@ -74,12 +77,18 @@ class DeepSpeedState:
         if adam.count:
             # Where the engine would stand after `count` updates: the scheduler has stepped as often.
             self._scheduler.step(adam.count - 1)
-            self._replay_bias_correction(adam.count)
+
+    def _take_kernel(self) -> None:
+        global _kernel_user
+        if _kernel_user is not self._key:
+            self._replay_bias_correction(self.engine.global_steps)
+        _kernel_user = self._key
 
     def _replay_bias_correction(self, count: int) -> None:
-        # The CPU kernel keeps beta^t as a float32 product that grows by one factor a step; a process that starts
-        # at step t takes pow(beta, t) instead, and the weights differ in the last bit from the run that was not
-        # interrupted. Stepping an empty tensor through all t updates rebuilds the product.
+        # The CPU kernel keeps beta^t as a float32 product that grows by one factor a step. Who comes to it at
+        # another t than the next, as a run that goes on or a second state of one process does, gets pow(beta, t)
+        # instead, and the weights differ in the last bit from those of a run that was alone and not interrupted.
+        # Stepping an empty tensor through all t updates rebuilds the product.
         if next(self.module.parameters()).device.type != "cpu":
             return
         optimizer, group = self._optimizer, self._optimizer.param_groups[0]
@@ -117,6 +126,7 @@ class DeepSpeedState:
     def update(self) -> float:
         """Let the engine clip, step the optimizer, then the scheduler; returns the rate that was used."""
         rate = self._optimizer.param_groups[0]["lr"]
+        self._take_kernel()
         self.engine.step()
         return float(rate)
 

@@ -7,7 +7,7 @@ tests, the plain optimizer below. The step is the same for both.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -26,6 +26,7 @@ __all__ = ["TrainState", "loss_and_output", "make_eval", "make_step"]
 StepMetrics = dict[str, Any]
 
 
+@runtime_checkable
 class TrainState(Protocol):
     """A module and what updates it: `PlainState` here, `DeepSpeedState` in `torch_impl.engine`."""
 

@@ -1,0 +1,125 @@
+"""The ladder itself, climbed once with its planted faults, and what makes it able to fail."""
+
+from __future__ import annotations
+
+import math
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+
+from parity_tests import faults, rungs_model, rungs_training, seeded, tolerances
+from parity_tests.ladder import BUNDLED_REFERENCE, Ladder, LadderOptions, run_ladder
+from parity_tests.result import RUNGS, Report, Row
+from parity_tests.rungs_signal import distance, peak_error
+from parivox.errors import ConfigError
+
+NEEDS_TWO_DEVICES = "devices"
+"""The one rung of the list that this version does not climb."""
+
+pytestmark = pytest.mark.timeout(1500)
+
+
+@pytest.fixture(scope="module")
+def report() -> Report:
+    return run_ladder(LadderOptions())
+
+
+def rows_of(report: Report, rung: str) -> list[Row]:
+    return [row for row in report.rows if row.rung == rung]
+
+
+@pytest.mark.parametrize("rung", [name for name in RUNGS if name != NEEDS_TWO_DEVICES])
+def test_rung_holds(report: Report, rung: str) -> None:
+    rows = rows_of(report, rung)
+    assert rows, f"no comparison on rung '{rung}'"
+    outside = [
+        f"{row.case} against {row.against}: {row.error:.2e} > {row.bound:.2e}"
+        for row in rows
+        if not row.passed
+    ]
+    assert not outside, "\n".join(outside)
+
+
+def test_nothing_is_left_out(report: Report) -> None:
+    assert [skipped.reason for skipped in report.skipped] == []
+
+
+@pytest.mark.parametrize("rung", ["features", "outputs", "gradients"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", ["jax", "torch"])
+def test_both_proofs_are_made(report: Report, rung: str, dtype: str, name: str) -> None:
+    recorded = [r for r in rows_of(report, rung) if r.against == "recorded float64" and r.dtype == dtype]
+    assert any(row.case.endswith(name) for row in recorded)
+
+
+def test_every_fault_is_planted_in_both_backends(report: Report) -> None:
+    planted = [row.case for row in rows_of(report, "planted faults")]
+    assert sorted(planted) == sorted(
+        f"{fault.name}, {name}" for fault in faults.FAULTS for name in ("jax", "torch")
+    )
+    missed = {fault.rung for fault in faults.FAULTS} ^ (set(RUNGS) - {NEEDS_TWO_DEVICES, "planted faults"})
+    assert not missed, f"rungs without a planted fault: {missed}"
+
+
+def test_measured_errors_lie_inside_their_bounds() -> None:
+    for key, entry in tolerances.TABLE.items():
+        assert entry.measured is None or entry.measured <= entry.bound, key
+
+
+def test_a_fault_that_changes_nothing_goes_unnoticed_and_fails() -> None:
+    nothing = faults.Fault("nothing", "settings", "float32", faults.settings_probe, {"torch": nullcontext})
+    row = faults.fault_row(Ladder(LadderOptions(backends=("torch",))), nothing, "torch")
+    assert not row.passed
+    assert row.note == "NOT noticed"
+
+
+def test_a_patch_is_taken_back() -> None:
+    ladder = Ladder(LadderOptions(backends=("torch",)))
+    before = rungs_model.small_output(ladder, ladder.side("torch", "float64"))
+    fault = next(fault for fault in faults.FAULTS if fault.name == "tanh GELU")
+    with fault.patches["torch"]():
+        during = rungs_model.small_output(ladder, ladder.side("torch", "float64"))
+    after = rungs_model.small_output(ladder, ladder.side("torch", "float64"))
+    assert distance(during, before) > tolerances.bound("outputs", "float64")
+    np.testing.assert_array_equal(after, before)
+
+
+def test_nan_is_not_inside_any_bound() -> None:
+    assert not Row("outputs", "x", "y", math.nan, 1.0).passed
+    assert math.isnan(distance(np.array([math.nan]), np.ones(1)))
+    assert math.isnan(peak_error(np.array([math.nan]), np.ones(1)))
+    assert math.isnan(rungs_training.worst_loss(np.array([math.nan]), np.ones(1)))
+    assert math.isnan(rungs_model.worst_norm({}, {"missing": 1.0}))
+
+
+def test_absent_recordings_are_skipped_by_name(tmp_path) -> None:
+    from parity_tests import rungs_signal
+
+    ladder = Ladder(LadderOptions(backends=("torch",), reference=tmp_path))
+    skipped = [found.reason for found in rungs_signal.features(ladder) if not isinstance(found, Row)]
+    assert {reason.split()[0] for reason in skipped} == {
+        "features.npz",
+        "denoiser_stft.npz",
+        "mix.npz",
+        "merge.npz",
+    }
+    assert all(str(tmp_path) in reason for reason in skipped)
+
+
+def test_a_missing_reference_folder_is_one_clear_error(tmp_path) -> None:
+    with pytest.raises(ConfigError, match="no such folder"):
+        Ladder(LadderOptions(reference=tmp_path / "absent"))
+
+
+def test_another_seed_rebuilds_other_inputs() -> None:
+    assert not np.array_equal(seeded.signal(20, 1, 2000), seeded.signal(21, 1, 2000))
+    one, other = (seeded.tensor(seed, "a.weight", (3, 4)) for seed in (20, 21))
+    assert not np.array_equal(one, other)
+    assert BUNDLED_REFERENCE.is_dir()
+
+
+def test_a_sound_low_precision_table_has_bounds() -> None:
+    for precision in ("tf32", "bf16"):
+        for rung in ("features peak", "outputs", "gradients", "training", "checkpoint exchange"):
+            assert tolerances.bound(rung, precision) > tolerances.bound(rung, "float32")
