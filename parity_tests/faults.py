@@ -180,7 +180,7 @@ def _eps(sound: Callable) -> Callable:
 
 def _tanh_gelu(sound: Callable) -> Callable:
     # The tanh approximation of Hendrycks and Gimpel, 2016, from the sound layer's own arithmetic.
-    def gelu(self: object, x):  # type: ignore[no-untyped-def]
+    def gelu(self: object, x):
         if isinstance(x, _jax_arrays()):
             import jax
 
@@ -201,7 +201,7 @@ def _jax_arrays() -> tuple[type, ...]:
 def _transposed(sound: Callable) -> Callable:
     """Weights whose 3x3 kernels are turned on their diagonal: the axes of an image mixed up."""
 
-    def load(arrays, *args, **kwargs):  # type: ignore[no-untyped-def]
+    def load(arrays, *args, **kwargs):
         turned = {k: np.swapaxes(a, -1, -2) if a.ndim == 4 else a for k, a in arrays.items()}
         return sound(turned, *args, **kwargs)
 
@@ -211,7 +211,7 @@ def _transposed(sound: Callable) -> Callable:
 def _late(sound: Callable) -> Callable:
     """A schedule shifted by one update."""
 
-    def update_schedule(config):  # type: ignore[no-untyped-def]
+    def update_schedule(config):
         schedule = sound(config)
         return lambda count: schedule(np.asarray(count) + 1)
 
@@ -226,7 +226,7 @@ def _bare_clip(sound: Callable) -> Callable:
 def _wrong_spec(sound: Callable) -> Callable:
     """An STFT that pads with zeros for reflections, and the other way round."""
 
-    def stft(x, spec):  # type: ignore[no-untyped-def]
+    def stft(x, spec):
         other = {"reflect": "constant", "constant": "reflect"}[spec.pad_mode]
         return sound(x, StftSpec(spec.n_fft, spec.hop, other))
 
@@ -240,7 +240,7 @@ def _narrow(sound: Callable) -> Callable:
 def _forgetful(sound: Callable) -> Callable:
     """A backend that begins with empty moments wherever it begins."""
 
-    def create_state(self, hp, arrays: TrainArrays):  # type: ignore[no-untyped-def]
+    def create_state(self, hp, arrays: TrainArrays):
         empty = {name: np.zeros_like(array) for name, array in arrays.exp_avg.items()}
         return sound(self, hp, dataclasses.replace(arrays, exp_avg=empty))
 

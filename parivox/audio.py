@@ -30,6 +30,7 @@ from parivox.audio_formats import (
     output_format,
 )
 from parivox.errors import AudioError
+from parivox.features import NORMALIZE_EPS
 
 BLOCK = 65_536  # frames per write: libsndfile crashes on very long single writes of Vorbis
 WAV_BYTES = 2**32 - 2**16  # beyond this a WAV header overflows and RF64 is written
@@ -240,7 +241,7 @@ def resample(wav: Float[np.ndarray, "... t"], rate_in: int, rate_out: int) -> Fl
 
 def peak_normalize(wav: Float[np.ndarray, "... t"]) -> Float[np.ndarray, "... t"]:
     """Return x / (max|x| + 1e-7) over the last axis, each row on its own; (..., t) to (..., t)."""
-    return wav / (np.abs(wav).max(axis=-1, keepdims=True) + wav.dtype.type(1e-7))
+    return wav / (np.abs(wav).max(axis=-1, keepdims=True) + wav.dtype.type(NORMALIZE_EPS))
 
 
 def write_audio(

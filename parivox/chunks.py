@@ -13,7 +13,8 @@ from functools import lru_cache
 import numpy as np
 from jaxtyping import Float
 
-WAV_RATE = 44_100
+from parivox.hparams import WAV_RATE
+
 ALIGN_MELS = 80
 
 

@@ -13,7 +13,9 @@ from functools import lru_cache
 import numpy as np
 from jaxtyping import Complex, Float
 
-SAMPLE_RATE = 44_100
+from parivox.hparams import WAV_RATE
+
+SAMPLE_RATE = WAV_RATE
 """Samples a second of everything the models see."""
 
 NORMALIZE_EPS = 1e-7
@@ -99,11 +101,6 @@ def mel_filter_bank(
     M. Slaney, "Auditory Toolbox", 1998.
     """
     return _mel_filter_bank(rate, n_fft, num_mels)
-
-
-def peak_normalize(x: Float[np.ndarray, "... t"]) -> Float[np.ndarray, "... t"]:
-    """x / (max|x| + 1e-7), each item on its own; keeps the dtype."""
-    return x / (np.abs(x).max(axis=-1, keepdims=True) + NORMALIZE_EPS).astype(x.dtype)
 
 
 def stft_oracle(x: Float[np.ndarray, "b t"], spec: StftSpec) -> Complex[np.ndarray, "b f n"]:

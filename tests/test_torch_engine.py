@@ -79,7 +79,7 @@ def test_two_states_in_turns_are_as_if_alone(backend, whole):
     one, other = backend.create_state(HP, middle), backend.create_state(HP, first_arrays())
     for k in range(END):
         updates(backend, other, k, k + 1)
-        updates(backend, one, k, k + 1 if k >= SPLIT else k)
+        updates(backend, one, SPLIT + k, min(SPLIT + k + 1, END))
     assert unequal(backend.export_state(one), end) == []
     assert unequal(backend.export_state(other), end) == []
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from parivox.audio import peak_normalize
 from parivox.backend import Backend, Batch, NamedArrays, StepResult, TrainArrays, get_backend
 from parivox.checkpoint import latest_checkpoint
-from parivox.features import peak_normalize
 from parivox.hparams import DenoiserHParams, HParams
 from parivox.runlog import read_metrics
 from parivox.schedule import from_deepspeed
