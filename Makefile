@@ -14,7 +14,8 @@ PYTHON ?= python3
 VENV ?= .venv
 DATA ?=
 OUT ?= demo-out
-PYTEST_ARGS ?=
+# Two processes; a file stays in one, since its tests share what is slow to make.
+PYTEST_ARGS ?= -n 2 --dist loadfile
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.parivox-installed

@@ -26,12 +26,10 @@ class EngineTrace:
     Attributes:
         rates: learning rate of each update, float64.
         adam: weights and moments after the last update.
-        norms: gradient norm that the engine found before each clipping.
     """
 
     rates: np.ndarray
     adam: AdamTrace
-    norms: np.ndarray
 
 
 @functools.lru_cache(maxsize=2)
@@ -94,12 +92,11 @@ def run_engine(start: NamedArrays, grads: Sequence[NamedArrays], config: Mapping
     engine, optimizer, _, _ = deepspeed.initialize(
         model=module, model_parameters=list(module.parameters()), config={**config, "steps_per_print": QUIET}
     )
-    rates, norms = [], []
+    rates = []
     for grad in grads:
         engine.backward(engine([torch.tensor(grad[name]) for name in start]))
         rates.append(optimizer.param_groups[0]["lr"])
         engine.step()
-        norms.append(float(engine.get_global_grad_norm() or np.nan))
     named = dict(zip(start, module.tensors, strict=True))
     adam = AdamTrace(
         {name: p.detach().numpy().copy() for name, p in named.items()},
@@ -107,4 +104,4 @@ def run_engine(start: NamedArrays, grads: Sequence[NamedArrays], config: Mapping
         {name: optimizer.state[p]["exp_avg_sq"].numpy().copy() for name, p in named.items()},
     )
     engine.destroy()
-    return EngineTrace(np.array(rates), adam, np.array(norms))
+    return EngineTrace(np.array(rates), adam)

@@ -43,8 +43,7 @@ def stft(x: Float[Tensor, "b t"], spec: StftSpec) -> Complex[Tensor, "b f n"]:
     if spec.pad_mode == "reflect" and x.shape[-1] <= half:
         raise ValueError(f"reflect padding needs more than {half} samples, got {x.shape[-1]}")
     padded = F.pad(x, (half, half), mode=spec.pad_mode)
-    window = _constant(hann_window(spec.n_fft), x)
-    return torch.fft.rfft(frame(padded, spec.n_fft, spec.hop) * window).transpose(1, 2)
+    return _transform(frame(padded, spec.n_fft, spec.hop)).transpose(1, 2)
 
 
 def istft(z: Complex[Tensor, "b f n"], spec: StftSpec) -> Float[Tensor, "b t"]:
@@ -69,7 +68,8 @@ def magnitude_phase(
 
 def mel_spectrogram(x: Float[Tensor, "b t"], spec: MelSpec = MelSpec()) -> Float[Tensor, "b m n"]:  # noqa: B008 (frozen)
     """Normalised log-mel spectrogram, all n = 1 + t // hop frames (the models drop the last)."""
-    x = x - spec.preemphasis * F.pad(x, (1, 0))[:, :-1]
+    # One fused operation with one rounding, as XLA makes of it: low frequencies all but cancel here.
+    x = torch.sub(x, F.pad(x, (1, 0))[:, :-1], alpha=spec.preemphasis)
     magnitude = stft(x, spec.stft).abs()
     bank = _constant(mel_filter_bank(SAMPLE_RATE, spec.stft.n_fft, spec.num_mels), x)
     mel = torch.einsum("bfn,fm->bmn", magnitude, bank)
@@ -80,6 +80,18 @@ def mel_spectrogram(x: Float[Tensor, "b t"], spec: MelSpec = MelSpec()) -> Float
 def peak_normalize(x: Float[Tensor, "*b t"]) -> Float[Tensor, "*b t"]:
     """x / (max|x| + 1e-7), each item on its own."""
     return x / (x.abs().amax(dim=-1, keepdim=True) + NORMALIZE_EPS)
+
+
+def _transform(frames: Float[Tensor, "b n size"]) -> Complex[Tensor, "b n f"]:
+    """Window and transform. On a CPU float32 frames are transformed in double precision and rounded once.
+
+    A float32 transform leaves 1e-7 of the frame's peak in every bin. Bins far below the peak, such as all those
+    above the band of a recording of a lower rate, then have a phase of their own in every library, and the
+    network hears it. Accelerators keep float32: their double precision is slow or missing.
+    """
+    wide = frames.double() if frames.device.type == "cpu" else frames
+    spectrum = torch.fft.rfft(wide * _constant(hann_window(frames.shape[-1]), wide))
+    return spectrum.to(torch.complex64) if frames.dtype == torch.float32 else spectrum
 
 
 def _constant(table: np.ndarray, like: Tensor) -> Tensor:
