@@ -41,7 +41,7 @@ def from_arrays(
     """
     shapes = named_shapes(hidden)
     check_arrays(shapes, arrays, what)
-    # A copy: the CPU device would otherwise borrow the caller's memory, and a donated step overwrites it.
+    # A copy: the CPU device would otherwise borrow the caller's memory, and what is written there later counts.
     return {name: jnp.array(arrays[name], dtype, copy=True) for name in shapes}
 
 
