@@ -17,6 +17,8 @@ THREADS = max(1, (os.cpu_count() or 1) // WORKERS)
 # Set before NumPy, torch or JAX start their thread pools; whoever runs the tests may choose otherwise.
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
     os.environ.setdefault(variable, str(THREADS))
+# OpenMP threads that spin while they wait make a torch step many times slower once the cores are shared.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "agg")
 

@@ -78,6 +78,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: as `parse`.
     """
+    # Before torch loads OpenMP: threads that spin while they wait make a training step several times slower
+    # as soon as anything else wants the cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         try:
             return _run(sys.argv[1:] if argv is None else list(argv))
