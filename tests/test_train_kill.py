@@ -40,7 +40,7 @@ def start(command: list[str], log: Path) -> subprocess.Popen[bytes]:
 
 
 def finish(command: list[str], log: Path) -> None:
-    assert start(command, log).wait(timeout=240) == 0, log.read_text()
+    assert start(command, log).wait(timeout=600) == 0, log.read_text()
 
 
 def wait_for_update(process: subprocess.Popen[bytes], log: Path) -> None:
@@ -64,7 +64,7 @@ def kill_once(command: list[str], log: Path, seconds: float, *, early: bool) -> 
     assert status == -signal.SIGKILL
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1500)
 @pytest.mark.parametrize("backend", ["jax", "torch"])
 def test_ten_kills_change_nothing(tmp_path, backend):
     small_hparams(tmp_path / "data")
