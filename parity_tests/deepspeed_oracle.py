@@ -61,8 +61,8 @@ def settings(config: Mapping[str, Any]) -> dict[str, Any]:
     from torch_impl.engine import import_deepspeed, single_process_world
 
     deepspeed = import_deepspeed("cpu")
-    single_process_world()
-    parsed = deepspeed.DeepSpeedConfig(dict(config))
+    with single_process_world():
+        parsed = deepspeed.DeepSpeedConfig(dict(config))
     return {
         "train_micro_batch_size_per_gpu": parsed.train_micro_batch_size_per_gpu,
         "optimizer": {"type": parsed.optimizer_name, "params": parsed.optimizer_params},
@@ -87,11 +87,13 @@ def run_engine(start: NamedArrays, grads: Sequence[NamedArrays], config: Mapping
             return torch.stack([(p * g).sum() for p, g in zip(self.tensors, slopes, strict=True)]).sum()
 
     deepspeed = import_deepspeed("cpu")
-    single_process_world()
     module = Linear()
-    engine, optimizer, _, _ = deepspeed.initialize(
-        model=module, model_parameters=list(module.parameters()), config={**config, "steps_per_print": QUIET}
-    )
+    with single_process_world():
+        engine, optimizer, _, _ = deepspeed.initialize(
+            model=module,
+            model_parameters=list(module.parameters()),
+            config={**config, "steps_per_print": QUIET},
+        )
     rates = []
     for grad in grads:
         engine.backward(engine([torch.tensor(grad[name]) for name in start]))

@@ -8,7 +8,8 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -38,16 +39,31 @@ def import_deepspeed(device: str) -> Any:
     return deepspeed
 
 
-def single_process_world() -> None:
-    """Describe a world of one process, unless a launcher has described another."""
+@contextmanager
+def single_process_world() -> Iterator[None]:
+    """Describe a world of one process while DeepSpeed starts, unless a launcher has described another.
+
+    The description goes afterwards: a child process that inherited it would take the port for its own.
+    """
     if "WORLD_SIZE" in os.environ:
+        yield
         return
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    os.environ.update(
-        RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
-    )
+    world = {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    os.environ.update(world)
+    try:
+        yield
+    finally:
+        for name in (*world, "CROSS_RANK", "CROSS_SIZE", "LOCAL_SIZE"):
+            os.environ.pop(name, None)
 
 
 class DeepSpeedState:
@@ -55,13 +71,13 @@ class DeepSpeedState:
 
     def __init__(self, params: Params, adam: AdamState, hidden: int, config: Mapping[str, Any], device: str):
         deepspeed = import_deepspeed(device)
-        single_process_world()
         self.module = bind(hidden, params)
-        self.engine, self._optimizer, _, self._scheduler = deepspeed.initialize(
-            model=self.module,
-            model_parameters=list(self.module.parameters()),
-            config={**config, "steps_per_print": QUIET},
-        )
+        with single_process_world():
+            self.engine, self._optimizer, _, self._scheduler = deepspeed.initialize(
+                model=self.module,
+                model_parameters=list(self.module.parameters()),
+                config={**config, "steps_per_print": QUIET},
+            )
         self._key = object()
         self._restore(adam)
 
@@ -139,10 +155,10 @@ class DeepSpeedState:
 def build_extensions() -> None:
     """Compile DeepSpeed's CPU extensions by starting an engine on a small model; quick when they are cached."""
     deepspeed = import_deepspeed("cpu")
-    single_process_world()
     model = torch.nn.Linear(2, 2)
     config = {"train_micro_batch_size_per_gpu": 1, "optimizer": {"type": "Adam", "params": {"lr": 1e-5}}}
-    engine, *_ = deepspeed.initialize(model=model, model_parameters=model.parameters(), config=config)
+    with single_process_world():
+        engine, *_ = deepspeed.initialize(model=model, model_parameters=model.parameters(), config=config)
     engine.destroy()
 
 
