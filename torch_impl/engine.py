@@ -62,7 +62,7 @@ def single_process_world() -> Iterator[None]:
     try:
         yield
     finally:
-        for name in (*world, "CROSS_RANK", "CROSS_SIZE", "LOCAL_SIZE"):
+        for name in world:
             os.environ.pop(name, None)
 
 
