@@ -50,7 +50,7 @@ $(STAMP): pyproject.toml constraints.txt
 # The compilation runs beside the first steps of a target, which need no DeepSpeed.
 define start_build
 echo "DeepSpeed's extensions are prepared in the background: 2 to 3 minutes the first time, then seconds."; \
-$(BIN)/python -m torch_impl.engine --build </dev/null >$(BUILD_LOG) 2>&1 & build=$$!
+$(BIN)/python -m torch_impl.engine </dev/null >$(BUILD_LOG) 2>&1 & build=$$!
 endef
 define await_build
 wait $$build || { tail -n 20 $(BUILD_LOG); echo "The DeepSpeed build failed; all of it: $(BUILD_LOG)"; exit 1; }
@@ -66,7 +66,7 @@ endef
 
 deepspeed-ops: $(STAMP)
 	@echo "Compiling DeepSpeed's extensions: 2 to 3 minutes the first time, then seconds."
-	@$(BIN)/python -m torch_impl.engine --build
+	@$(BIN)/python -m torch_impl.engine
 
 demo: $(STAMP)
 	@$(start_build); \

@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,6 +18,7 @@ from jax_impl.schedule import update_schedule
 from jax_impl.train_step import TrainState, make_eval, make_step
 from jax_impl.weights import from_arrays, to_arrays
 from parivox.backend import Batch, Dtype, NamedArrays, Precision, StepResult, TrainArrays
+from parivox.caches import cache_folder
 from parivox.errors import BackendError
 from parivox.hparams import DenoiserHParams
 
@@ -163,5 +163,4 @@ def _use_compilation_cache() -> None:
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR") and not jax.config.values.get(
         "jax_compilation_cache_dir"
     ):
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(root / "parivox" / "jax"))
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder("jax")))

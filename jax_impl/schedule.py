@@ -1,4 +1,4 @@
-"""Learning rate of an update in JAX; the twin of `torch_impl.schedule`."""
+"""Learning rate and betas of an update in JAX; the twin of `torch_impl.schedule`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from parivox.schedule import from_deepspeed
+from parivox.schedule import from_deepspeed, rates_from_deepspeed
 
-__all__ = ["update_schedule"]
+__all__ = ["beta_schedule", "update_schedule"]
 
 
 def update_schedule(config: Mapping[str, Any]) -> Callable[[Any], jax.Array]:
@@ -20,7 +20,17 @@ def update_schedule(config: Mapping[str, Any]) -> Callable[[Any], jax.Array]:
     host in float64 and enters the step as an argument (`parivox.schedule` says why).
 
     Raises:
-        ConfigError: the config names a scheduler that is not supported.
+        ConfigError: the config names a scheduler that is not supported, or a value makes no sense.
     """
     schedule = from_deepspeed(config)
     return lambda count: jnp.asarray(schedule(count), jnp.float32)
+
+
+def beta_schedule(config: Mapping[str, Any]) -> Callable[[Any], jax.Array] | None:
+    """Update (from 0) -> betas (..., 2), float32, as OneCycle moves them; None where they stay as they are.
+
+    Raises:
+        ConfigError: the config names a scheduler that is not supported, or a value makes no sense.
+    """
+    schedule = rates_from_deepspeed(config).betas
+    return None if schedule is None else lambda count: jnp.asarray(schedule(count), jnp.float32)

@@ -107,3 +107,145 @@ def run_engine(start: NamedArrays, grads: Sequence[NamedArrays], config: Mapping
     )
     engine.destroy()
     return EngineTrace(np.array(rates), adam)
+
+
+# Optimizers: any that the engine runs, with parameter groups and frozen parameters
+
+
+def run_optimizer(
+    start: NamedArrays,
+    grads: Sequence[NamedArrays],
+    config: Mapping[str, Any],
+    group_of: Mapping[str, str],
+    overrides: Mapping[str, Mapping[str, Any]],
+) -> AdamTrace:
+    """Drive the real engine through one update for each gradient, in float32 on the CPU.
+
+    Args:
+        start: first weights.
+        grads: gradients of each update; a name that has none is frozen.
+        config: DeepSpeed config, batch size included.
+        group_of: parameter group of each name.
+        overrides: what a group sets for itself, as in `torch.optim`.
+
+    Returns:
+        Weights, and those moments that the optimizer keeps; SGD's momentum stands in `exp_avg`.
+    """
+    import torch
+
+    from torch_impl.engine import QUIET, import_deepspeed, single_process_world
+
+    class Linear(torch.nn.Module):
+        # A loss that is linear in every weight has exactly the gradient it is given.
+        def __init__(self) -> None:
+            super().__init__()
+            self.tensors = torch.nn.ParameterDict(
+                {
+                    k: torch.nn.Parameter(torch.tensor(a), requires_grad=k in grads[0])
+                    for k, a in start.items()
+                }
+            )
+
+        def forward(self, slopes: dict[str, torch.Tensor]) -> torch.Tensor:
+            return torch.stack([(self.tensors[k] * g).sum() for k, g in slopes.items()]).sum()
+
+    deepspeed = import_deepspeed("cpu")
+    module = Linear()
+    named = dict(module.tensors.items())
+    groups = list(dict.fromkeys(group_of[name] for name in start))
+    with single_process_world():
+        engine, optimizer, _, _ = deepspeed.initialize(
+            model=module,
+            model_parameters=[
+                {"params": [named[k] for k in start if group_of[k] == group], **overrides.get(group, {})}
+                for group in groups
+            ],
+            config={**config, "steps_per_print": QUIET},
+        )
+    for grad in grads:
+        engine.backward(engine({name: torch.tensor(array) for name, array in grad.items()}))
+        engine.step()
+    moments = [
+        {
+            k: optimizer.state[p][key].numpy().copy()
+            for k, p in named.items()
+            if key in optimizer.state.get(p, {})
+        }
+        for key in ("exp_avg", "exp_avg_sq", "momentum_buffer")
+    ]
+    engine.destroy()
+    weights = {name: p.detach().numpy().copy() for name, p in named.items()}
+    return AdamTrace(weights, moments[0] | moments[2], moments[1])
+
+
+# Schedulers: the class alone, and under the engine
+
+
+@dataclass(frozen=True)
+class RateTrace:
+    """What an optimizer was set to at each update.
+
+    Attributes:
+        rates: learning rate of each update (k,), float64.
+        betas: betas of each update (k, 2), float64; None where the optimizer has none.
+    """
+
+    rates: np.ndarray
+    betas: np.ndarray | None
+
+
+def class_rates(scheduler: Mapping[str, Any], count: int, lr: float) -> RateTrace:
+    """Settings of updates 0 to count - 1 from a scheduler class on Adam, stepped after each update.
+
+    Args:
+        scheduler: `type` and `params`, as in a config.
+        count: updates.
+        lr: the optimizer's own learning rate.
+    """
+    import torch
+
+    from torch_impl.engine import import_deepspeed
+
+    import_deepspeed("cpu")
+    from deepspeed.runtime import lr_schedules
+
+    optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=lr)
+    stepped = getattr(lr_schedules, scheduler["type"])(optimizer, **scheduler["params"])
+    group = optimizer.param_groups[0]
+    rates, betas = np.empty(count), np.empty((count, 2))
+    for k in range(count):
+        rates[k], betas[k] = group["lr"], group["betas"]
+        stepped.step()
+    return RateTrace(rates, betas)
+
+
+def engine_rates(config: Mapping[str, Any], count: int) -> RateTrace:
+    """Settings that the real engine's optimizer has at updates 0 to count - 1, in float32 on the CPU."""
+    import torch
+
+    from torch_impl.engine import QUIET, import_deepspeed, single_process_world
+
+    class Weight(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(1))
+
+        def forward(self) -> torch.Tensor:
+            return self.weight.sum()
+
+    deepspeed = import_deepspeed("cpu")
+    module = Weight()
+    with single_process_world():
+        engine, optimizer, _, _ = deepspeed.initialize(
+            model=module,
+            model_parameters=list(module.parameters()),
+            config={"train_micro_batch_size_per_gpu": 1, **config, "steps_per_print": QUIET},
+        )
+    rates, betas = [], []
+    for _ in range(count):
+        engine.backward(engine())
+        rates.append(optimizer.param_groups[0]["lr"])
+        betas.append(optimizer.param_groups[0].get("betas"))
+        engine.step()
+    engine.destroy()
+    return RateTrace(np.array(rates), None if betas[0] is None else np.array(betas))

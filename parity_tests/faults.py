@@ -108,9 +108,9 @@ def output_probe(ladder: Ladder, side: Side) -> Iterator[Row]:
 
 def gradient_probe(ladder: Ladder, side: Side) -> Iterator[Row]:
     """Gradients of a narrow model against the same backend without the fault."""
-    faulty = rungs_model.small_grads(ladder, side)
+    faulty = rungs_model.small_pass(ladder, side).grads
     with patch.multiple("parity_tests.faults", _planted=False):
-        sound = rungs_model.sound_small_grads(ladder, side)
+        sound = rungs_model.sound(ladder, side, rungs_model.small_pass).grads
     error = rungs_model.worst_leaf(faulty, sound)
     yield Row("gradients", "small", "itself", error, ladder.bound("gradients", side.dtype), side.dtype)
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from parity_tests import seeded
 from parity_tests.result import Figure, Report, Row, Skipped
-from parity_tests.sides import Side, open_side
+from parity_tests.sides import Pass, Side, open_side
 from parity_tests.tolerances import bound
 from parivox.backend import BACKENDS, BackendName, Precision, installed
 from parivox.errors import BackendError, ConfigError
@@ -97,7 +97,7 @@ class Ladder:
         self.backends: tuple[BackendName, ...] = wanted
         self.reference = Reference(options.reference or BUNDLED_REFERENCE, options.seed)
         self._sides: dict[tuple[str, str], Side] = {}
-        self.small_grads: dict[tuple[str, str], dict[str, np.ndarray]] = {}
+        self.passes: dict[tuple[str, str, str], Pass] = {}
 
     def side(self, name: BackendName, dtype: str) -> Side:
         """A backend in one dtype, opened once."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from parity_tests import seeded
 from parity_tests.ladder import Finding, Ladder
 from parity_tests.result import Figure, Row, Skipped
 from parity_tests.rungs_signal import distance, published_bound, recorded_row
-from parity_tests.sides import Side
+from parity_tests.sides import Pass, Side
 from parivox.backend import NamedArrays
 from parivox.features import SAMPLE_RATE
 from parivox.plots import difference_png
@@ -20,14 +20,31 @@ RECORDED = {"denoiser": (2, 2, 22_050), "denoiser_odd": (4, 1, 33_333)}
 """Recorded outputs: offset of the signal's seed, rows, samples."""
 
 SMALL_HIDDEN = 4
-"""Width of the model that the backends compare between themselves; the recorded one is full size."""
+"""Width of the model that the backends compare where nothing is recorded, and that faults are planted in."""
 
 SMALL_SAMPLES = 6000
 
 
-def small_weights(seed: int, hidden: int = SMALL_HIDDEN) -> NamedArrays:
-    """Seeded weights of a narrow denoiser, none of them at a special value."""
-    return seeded.weights({name: spec.shape for name, spec in denoiser_specs(hidden).items()}, seed)
+def recorded_pass(ladder: Ladder, side: Side) -> Pass:
+    """The recorded pass forward and back of the full-size model."""
+    x, y = (ladder.reference.signal(k, 2, 22_050) for k in (2, 3))
+    return side.loss_and_grads(ladder.reference.weights("denoiser") or {}, 16, x, y)
+
+
+def small_pass(ladder: Ladder, side: Side) -> Pass:
+    """The same of a narrow model with seeded weights, none of them at a special value."""
+    seed = ladder.options.seed
+    shapes = {name: spec.shape for name, spec in denoiser_specs(SMALL_HIDDEN).items()}
+    x, y = seeded.signal(seed, 2, SMALL_SAMPLES), seeded.signal(seed + 1, 2, SMALL_SAMPLES)
+    return side.loss_and_grads(seeded.weights(shapes, seed), SMALL_HIDDEN, x, y)
+
+
+def sound(ladder: Ladder, side: Side, run: Callable[[Ladder, Side], Pass]) -> Pass:
+    """A pass without any fault, computed once for a climb: compiling it takes most of its time."""
+    key = (run.__name__, side.name, side.dtype)
+    if key not in ladder.passes:
+        ladder.passes[key] = run(ladder, side)
+    return ladder.passes[key]
 
 
 def outputs(ladder: Ladder) -> Iterator[Finding]:
@@ -39,11 +56,14 @@ def outputs(ladder: Ladder) -> Iterator[Finding]:
                 "outputs", f"{name}.npz or denoiser.manifest.json is not in {ladder.reference.folder}"
             )
             continue
-        x = ladder.reference.signal(offset, rows, length)
         for dtype in ("float64", "float32"):
             found = {}
             for side in ladder.sides(dtype):
-                found[side.name] = side.denoise(weights, 16, x)
+                if name == "denoiser" and has_gradients(ladder):
+                    found[side.name] = sound(ladder, side, recorded_pass).output
+                else:
+                    x = ladder.reference.signal(offset, rows, length)
+                    found[side.name] = side.denoise(weights, 16, x)
                 yield output_row(ladder, side, name, found[side.name])
             yield from _between(ladder, "outputs", f"{name} output, full size", dtype, found)
         if name == "denoiser" and len(found) == 2:
@@ -51,9 +71,16 @@ def outputs(ladder: Ladder) -> Iterator[Finding]:
             yield Figure(
                 "The same noise through both backends", "Seeded weights, float32. Below: the difference.", png
             )
-    for dtype in ("float32", "float64"):
-        found = {side.name: small_output(ladder, side) for side in ladder.sides(dtype)}
-        yield from _between(ladder, "outputs", "small denoiser output", dtype, found)
+    if weights is None or ladder.options.faults:
+        for dtype in ("float32", "float64"):
+            found = {side.name: sound(ladder, side, small_pass).output for side in ladder.sides(dtype)}
+            yield from _between(ladder, "outputs", "small denoiser output", dtype, found)
+
+
+def has_gradients(ladder: Ladder) -> bool:
+    """Whether the record has the gradients of the full-size model."""
+    known = ladder.reference.norms("float64", "denoiser"), ladder.reference.weights("denoiser")
+    return all(part is not None for part in known)
 
 
 def output_row(ladder: Ladder, side: Side, name: str, found: np.ndarray) -> Row:
@@ -63,27 +90,6 @@ def output_row(ladder: Ladder, side: Side, name: str, found: np.ndarray) -> Row:
     return recorded_row(ladder, "outputs", f"{name} output, {side.name}", side, found, truth, rounded)
 
 
-def small_output(ladder: Ladder, side: Side) -> np.ndarray:
-    """Output of the narrow denoiser."""
-    seed = ladder.options.seed
-    return side.denoise(small_weights(seed), SMALL_HIDDEN, seeded.signal(seed, 2, SMALL_SAMPLES))
-
-
-def small_grads(ladder: Ladder, side: Side) -> NamedArrays:
-    """Gradients of the narrow denoiser."""
-    seed = ladder.options.seed
-    x, y = seeded.signal(seed, 2, SMALL_SAMPLES), seeded.signal(seed + 1, 2, SMALL_SAMPLES)
-    return side.loss_and_grads(small_weights(seed), SMALL_HIDDEN, x, y)[1]
-
-
-def sound_small_grads(ladder: Ladder, side: Side) -> NamedArrays:
-    """The same, computed once for a climb: the fault of this rung is held against it."""
-    key = (side.name, side.dtype)
-    if key not in ladder.small_grads:
-        ladder.small_grads[key] = small_grads(ladder, side)
-    return ladder.small_grads[key]
-
-
 def worst_leaf(found: NamedArrays, wanted: NamedArrays) -> float:
     """Largest relative L2 distance of any tensor."""
     return max(distance(found[name], wanted[name]) for name in wanted)
@@ -91,26 +97,26 @@ def worst_leaf(found: NamedArrays, wanted: NamedArrays) -> float:
 
 def gradients(ladder: Ladder) -> Iterator[Finding]:
     """The loss and its derivative by every weight."""
-    weights = ladder.reference.weights("denoiser")
     truth = ladder.reference.norms("float64", "denoiser")
-    if weights is None or truth is None:
+    if truth is None or not has_gradients(ladder):
         yield Skipped("gradients", f"denoiser.grads.json or its manifest is not in {ladder.reference.folder}")
     else:
-        x, y = (ladder.reference.signal(k, 2, 22_050) for k in (2, 3))
         for dtype in ("float64", "float32"):
-            found = {}
             for side in ladder.sides(dtype):
-                loss, found[side.name] = side.loss_and_grads(weights, 16, x, y)
-                yield from gradient_rows(ladder, side, loss, found[side.name], truth)
-            if len(found) == 2:
-                error = worst_leaf(found["jax"], found["torch"])
-                limit, label = ladder.bound("gradients", dtype), ladder.label(dtype)
-                yield Row("gradients", "full size, worst of 186 tensors, jax", "torch", error, limit, label)
+                found = sound(ladder, side, recorded_pass)
+                yield from gradient_rows(ladder, side, found.loss, found.grads, truth)
+            yield from _leaves(ladder, dtype, recorded_pass, "full size")
+    if truth is None or ladder.options.faults:
+        for dtype in ("float32", "float64"):
+            yield from _leaves(ladder, dtype, small_pass, "small denoiser")
+
+
+def _leaves(ladder: Ladder, dtype: str, run: Callable[[Ladder, Side], Pass], what: str) -> Iterator[Finding]:
     if len(ladder.backends) == 2:
-        jax, torch = (sound_small_grads(ladder, side) for side in ladder.sides("float64"))
-        limit = ladder.bound("gradients", "float64")
-        case = "small denoiser, worst of 186 tensors, jax"
-        yield Row("gradients", case, "torch", worst_leaf(jax, torch), limit, "float64")
+        jax, torch = (sound(ladder, side, run).grads for side in ladder.sides(dtype))
+        case = f"{what}, worst of {len(torch)} tensors, jax"
+        limit = ladder.bound("gradients", dtype)
+        yield Row("gradients", case, "torch", worst_leaf(jax, torch), limit, ladder.label(dtype))
 
 
 def gradient_rows(

@@ -14,7 +14,7 @@ import optax
 from jax_impl import features, optim, schedule, train_step, weights
 from jax_impl.backend import JaxBackend
 from jax_impl.precision import arithmetic
-from parity_tests.sides import AdamTrace
+from parity_tests.sides import AdamTrace, Pass, UpdatePlan
 from parivox.backend import BackendName, Dtype, NamedArrays, Precision
 from parivox.features import StftSpec
 
@@ -67,18 +67,17 @@ class JaxSide:
             params = weights.from_arrays(named, hidden, jnp.dtype(self.dtype))
             return np.asarray(jax.jit(lambda p, x: train_step.bind(graph, p)(x))(params, self._real(x)))
 
-    def loss_and_grads(
-        self, named: NamedArrays, hidden: int, x: np.ndarray, y: np.ndarray
-    ) -> tuple[float, NamedArrays]:
+    def loss_and_grads(self, named: NamedArrays, hidden: int, x: np.ndarray, y: np.ndarray) -> Pass:
         graph, _ = weights.abstract_denoiser(hidden)
 
-        def loss(params: dict[str, jax.Array], x: jax.Array, y: jax.Array) -> jax.Array:
-            return train_step.loss_and_output(params, graph, x, y)[0]
+        def loss(params: dict[str, jax.Array], x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return train_step.loss_and_output(params, graph, x, y)
 
         with self._scope():
             params = weights.from_arrays(named, hidden, jnp.dtype(self.dtype))
-            value, grads = jax.jit(jax.value_and_grad(loss))(params, self._real(x), self._real(y))
-            return float(value), weights.to_arrays(grads)
+            program = jax.jit(jax.value_and_grad(loss, has_aux=True))
+            (value, output), grads = program(params, self._real(x), self._real(y))
+            return Pass(float(value), np.asarray(output), weights.to_arrays(grads))
 
     def learning_rates(self, config: Mapping[str, Any], updates: np.ndarray) -> np.ndarray:
         return np.asarray(schedule.update_schedule(config)(updates))
@@ -99,6 +98,26 @@ class JaxSide:
             for k, grad in enumerate(grads):
                 grad = {name: self._real(array) for name, array in grad.items()}
                 params, state = update(params, state, grad, rate(k))
+            return AdamTrace(*map(weights.to_arrays, (params, state.exp_avg, state.exp_avg_sq)))
+
+    def optimize(self, start: NamedArrays, grads: Sequence[NamedArrays], plan: UpdatePlan) -> AdamTrace:
+        clip = optim.clip_by_global_norm(plan.gradient_clipping)
+        optimizer = optim.make_grouped(plan.optimizers, plan.group_of)
+
+        @jax.jit
+        def update(params: Any, state: Any, grad: Any, rates: Any, betas: Any) -> tuple[Any, Any]:
+            clipped, _ = clip.update(grad, optax.EmptyState())
+            updates, state = optimizer.update(clipped, state, params, learning_rate=rates, betas=betas)
+            return optax.apply_updates(params, updates), state
+
+        with self._scope():
+            params = {name: self._real(array) for name, array in start.items()}
+            state: Any = optimizer.init(params)
+            for k, grad in enumerate(grads):
+                grad = {name: self._real(array) for name, array in grad.items()}
+                rates = {group: self._real(r[k]) for group, r in plan.rates.items()}
+                betas = plan.betas and {group: self._real(b[k]) for group, b in plan.betas.items()}
+                params, state = update(params, state, grad, rates, betas)
             return AdamTrace(*map(weights.to_arrays, (params, state.exp_avg, state.exp_avg_sq)))
 
 

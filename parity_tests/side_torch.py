@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from parity_tests.sides import AdamTrace
+from parity_tests.sides import AdamTrace, Pass, UpdatePlan
 from parivox.backend import BackendName, Dtype, NamedArrays, Precision
 from parivox.features import StftSpec
 from torch_impl import features, optim, schedule, train_step, weights
@@ -62,15 +62,14 @@ class TorchSide:
         with self._scope(), torch.no_grad():
             return self._module(named, hidden)(self._real(x)).cpu().numpy()
 
-    def loss_and_grads(
-        self, named: NamedArrays, hidden: int, x: np.ndarray, y: np.ndarray
-    ) -> tuple[float, NamedArrays]:
+    def loss_and_grads(self, named: NamedArrays, hidden: int, x: np.ndarray, y: np.ndarray) -> Pass:
         module = self._module(named, hidden)
         parameters = dict(module.named_parameters())
         with self._scope():
-            value, _ = train_step.loss_and_output(module, self._real(x), self._real(y))
+            value, output = train_step.loss_and_output(module, self._real(x), self._real(y))
             grads = torch.autograd.grad(value, list(parameters.values()))
-        return value.item(), weights.to_arrays(dict(zip(parameters, grads, strict=True)))
+        named_grads = weights.to_arrays(dict(zip(parameters, grads, strict=True)))
+        return Pass(value.item(), output.detach().cpu().numpy(), named_grads)
 
     def learning_rates(self, config: Mapping[str, Any], updates: np.ndarray) -> np.ndarray:
         return schedule.update_schedule(config)(updates).numpy()
@@ -83,6 +82,19 @@ class TorchSide:
         for k, grad in enumerate(grads):
             clipped = clip({name: self._real(array) for name, array in grad.items()})
             updates, state = adam.update(clipped, state, rate(k))
+            params = {name: p + updates[name] for name, p in params.items()}
+        return AdamTrace(*map(weights.to_arrays, (params, state.exp_avg, state.exp_avg_sq)))
+
+    def optimize(self, start: NamedArrays, grads: Sequence[NamedArrays], plan: UpdatePlan) -> AdamTrace:
+        clip = optim.clip_by_global_norm(plan.gradient_clipping)
+        optimizer = optim.make_grouped(plan.optimizers, plan.group_of)
+        params = {name: self._real(array) for name, array in start.items()}
+        state = optimizer.init(params)
+        for k, grad in enumerate(grads):
+            clipped = clip({name: self._real(array) for name, array in grad.items()})
+            rates = {group: self._real(r[k]) for group, r in plan.rates.items()}
+            betas = plan.betas and {group: self._real(b[k]) for group, b in plan.betas.items()}
+            updates, state = optimizer.update(clipped, state, rates, params, betas)
             params = {name: p + updates[name] for name, p in params.items()}
         return AdamTrace(*map(weights.to_arrays, (params, state.exp_avg, state.exp_avg_sq)))
 

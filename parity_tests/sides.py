@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from parivox.backend import Backend, BackendName, Dtype, NamedArrays, Precision, get_backend
+from parivox.deepspeed_config import OptimizerConfig, TrainConfig
 from parivox.features import StftSpec
+from parivox.schedule import update_rates
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,45 @@ class AdamTrace:
     weights: NamedArrays
     exp_avg: NamedArrays
     exp_avg_sq: NamedArrays
+
+
+@dataclass(frozen=True)
+class UpdatePlan:
+    """How a sequence of gradients is to be used.
+
+    Attributes:
+        optimizers: optimizer of each parameter group.
+        group_of: group of each parameter name.
+        gradient_clipping: largest norm; 0 means no clipping.
+        rates: learning rate of each update, by group, float64.
+        betas: betas of each update (k, 2), by group; None leaves them to the optimizers.
+    """
+
+    optimizers: Mapping[str, OptimizerConfig]
+    group_of: Mapping[str, str]
+    gradient_clipping: float
+    rates: Mapping[str, np.ndarray]
+    betas: Mapping[str, np.ndarray] | None = None
+
+    @classmethod
+    def of(cls, config: TrainConfig, names: Iterable[str], updates: int) -> UpdatePlan:
+        """What a resolved config with one parameter group says of so many updates."""
+        written, counts = update_rates(config.optimizer, config.scheduler), np.arange(updates)
+        return cls(
+            {"all": config.optimizer},
+            dict.fromkeys(names, "all"),
+            config.gradient_clipping,
+            {"all": written.learning_rate(counts)},
+            None if written.betas is None else {"all": written.betas(counts)},
+        )
+
+
+class Pass(NamedTuple):
+    """One pass forward and back: loss, output (b, t), gradient by every weight."""
+
+    loss: float
+    output: np.ndarray
+    grads: NamedArrays
 
 
 class Side(Protocol):
@@ -53,10 +94,8 @@ class Side(Protocol):
         """Output of the denoiser (b, t)."""
         ...
 
-    def loss_and_grads(
-        self, weights: NamedArrays, hidden: int, x: np.ndarray, y: np.ndarray
-    ) -> tuple[float, NamedArrays]:
-        """Training loss and its gradient by every weight."""
+    def loss_and_grads(self, weights: NamedArrays, hidden: int, x: np.ndarray, y: np.ndarray) -> Pass:
+        """Training loss, output of the denoiser, and the gradient of the loss by every weight."""
         ...
 
     def learning_rates(self, config: Mapping[str, Any], updates: np.ndarray) -> np.ndarray:
@@ -65,6 +104,10 @@ class Side(Protocol):
 
     def adam(self, start: NamedArrays, grads: Sequence[NamedArrays], config: Mapping[str, Any]) -> AdamTrace:
         """Clip and update once for each gradient."""
+        ...
+
+    def optimize(self, start: NamedArrays, grads: Sequence[NamedArrays], plan: UpdatePlan) -> AdamTrace:
+        """Clip and update once for each gradient, with any optimizer and parameter groups."""
         ...
 
 

@@ -76,11 +76,11 @@ def test_a_fault_that_changes_nothing_goes_unnoticed_and_fails() -> None:
 
 def test_a_patch_is_taken_back() -> None:
     ladder = Ladder(LadderOptions(backends=("torch",)))
-    before = rungs_model.small_output(ladder, ladder.side("torch", "float64"))
+    before = rungs_model.small_pass(ladder, ladder.side("torch", "float64")).output
     fault = next(fault for fault in faults.FAULTS if fault.name == "tanh GELU")
     with fault.patches["torch"]():
-        during = rungs_model.small_output(ladder, ladder.side("torch", "float64"))
-    after = rungs_model.small_output(ladder, ladder.side("torch", "float64"))
+        during = rungs_model.small_pass(ladder, ladder.side("torch", "float64")).output
+    after = rungs_model.small_pass(ladder, ladder.side("torch", "float64")).output
     assert distance(during, before) > tolerances.bound("outputs", "float64")
     np.testing.assert_array_equal(after, before)
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from parivox.backend import BACKENDS, BackendName, installed
+from parivox.caches import extensions_folder
 
 Status = Literal["ok", "missing", "broken", "warning"]
 
@@ -66,14 +67,13 @@ print(json.dumps({"versions": versions, "devices": devices, "accelerated": jax.d
 
 _TORCH_PROBE = """
 import json, torch
-from torch.utils import cpp_extension
 cuda = torch.cuda.is_available()
 total = torch.ones(8, device="cuda" if cuda else "cpu").sum().item()
 assert total == 8.0, total
 names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())] if cuda else []
 devices = [f"cuda ({name})" for name in names] or ["cpu"]
 print(json.dumps({"versions": {"torch": torch.__version__}, "devices": devices, "accelerated": cuda,
-    "cuda": torch.version.cuda, "extensions": cpp_extension.get_default_build_root()}))
+    "cuda": torch.version.cuda}))
 """
 
 _DEEPSPEED_PROBE = """
@@ -281,19 +281,14 @@ def _deepspeed(answers: dict[str, dict[str, Any] | str]) -> list[Check]:
 
 
 def extensions_check(torch: dict[str, Any]) -> Check:
-    """Whether DeepSpeed's extensions are compiled, being compiled, or can be compiled here.
+    """Whether DeepSpeed's extensions are compiled, or can be compiled here.
 
     Args:
-        torch: the torch probe's answer: `cuda` (version or None), `accelerated`, `extensions` (cache folder).
+        torch: the torch probe's answer, of which `accelerated` is read.
     """
     name = "deepspeed extensions"
-    folder = extensions_folder(torch["extensions"], torch["cuda"])
+    folder = extensions_folder()
     wanted = ("fused_adam",) if torch["accelerated"] else ("fused_adam", "deepspeed_shm_comm")
-    locks = [folder / op / "lock" for op in wanted if (folder / op / "lock").exists()]
-    if locks:
-        # torch waits for such a lock without end, also when the process that made it was killed.
-        remedy = f"unless a compilation is running now: rm {' '.join(map(str, locks))}"
-        return Check(name, "warning", "locked: being compiled, or a compilation was killed", remedy)
     missing = [op for op in wanted if not (folder / op / f"{op}.so").is_file()]
     if not missing:
         return Check(name, "ok", f"compiled, in {folder}")
@@ -301,17 +296,8 @@ def extensions_check(torch: dict[str, Any]) -> Check:
     if shutil.which(os.environ.get("CXX", "c++")) is None:
         remedy = "install a C++ compiler, for instance: apt-get install g++"
         return Check(name, "broken", f"{detail}; no C++ compiler", remedy)
-    remedy = "python -m torch_impl.engine --build (2 to 3 minutes, once; training does it by itself)"
+    remedy = "python -m torch_impl.engine (2 to 3 minutes, once; training does it by itself)"
     return Check(name, "missing", detail, remedy)
-
-
-def extensions_folder(default_root: str, cuda: str | None) -> Path:
-    """Where torch keeps compiled extensions: `TORCH_EXTENSIONS_DIR`, else by Python and CUDA version."""
-    chosen = os.environ.get("TORCH_EXTENSIONS_DIR")
-    if chosen:
-        return Path(chosen)
-    python = f"py{sys.version_info.major}{sys.version_info.minor}{getattr(sys, 'abiflags', '')}"
-    return Path(default_root) / f"{python}_{'cu' + cuda.replace('.', '') if cuda else 'cpu'}"
 
 
 def _extra(name: str) -> Check:

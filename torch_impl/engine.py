@@ -1,20 +1,25 @@
 """Updates through the real DeepSpeed engine; the only file that imports deepspeed.
 
-`python -m torch_impl.engine` compiles DeepSpeed's two C++ extensions ahead of the first run.
+`python -m torch_impl.engine` compiles DeepSpeed's C++ extensions ahead of the first run.
 """
 
 from __future__ import annotations
 
+import fcntl
+import io
 import logging
 import os
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from parivox.caches import extensions_folder
+from parivox.errors import BackendError
 from torch_impl.optim import AdamState
 from torch_impl.train_step import bind
 from torch_impl.weights import Params
@@ -36,7 +41,52 @@ def import_deepspeed(device: str) -> Any:
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    load_extensions(deepspeed)
     return deepspeed
+
+
+def load_extensions(deepspeed: Any) -> None:
+    """Load DeepSpeed's C++ extensions, compiling those that are not compiled yet.
+
+    Raises:
+        BackendError: they do not compile.
+    """
+    folder = os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(extensions_folder()))
+    accelerator = deepspeed.accelerator.get_accelerator()
+    names = ["FusedAdamBuilder", *(["ShareMemCommBuilder"] if accelerator.device_name() == "cpu" else [])]
+    try:
+        with _sole_builder(Path(folder)), _talk_to_log():
+            for name in names:
+                accelerator.create_op_builder(name).load(verbose=False)
+    except (RuntimeError, ImportError, OSError) as error:
+        raise BackendError(
+            f"DeepSpeed's extensions could not be compiled in {folder}: {error}\nThey need a C++ compiler (Debian:"
+            " apt install g++) and the headers of Python; enhancing and the JAX backend need neither"
+        ) from error
+
+
+@contextmanager
+def _sole_builder(folder: Path) -> Iterator[None]:
+    # PyTorch marks a build with a plain file and waits for as long as there is one, so a build that was killed
+    # would be waited for without end. This lock ends with its process: who holds it may remove such a file.
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "builder", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        for left in folder.glob("*/lock"):
+            left.unlink()
+        yield
+
+
+@contextmanager
+def _talk_to_log() -> Iterator[None]:
+    """Send what DeepSpeed prints to the log `parivox.deepspeed`: the terminal is the user's."""
+    heard = io.StringIO()
+    try:
+        with redirect_stdout(heard):
+            yield
+    finally:
+        for line in heard.getvalue().splitlines():
+            logging.getLogger("parivox.deepspeed").info(line)
 
 
 @contextmanager
@@ -72,7 +122,7 @@ class DeepSpeedState:
     def __init__(self, params: Params, adam: AdamState, hidden: int, config: Mapping[str, Any], device: str):
         deepspeed = import_deepspeed(device)
         self.module = bind(hidden, params)
-        with single_process_world():
+        with single_process_world(), _talk_to_log():
             self.engine, self._optimizer, _, self._scheduler = deepspeed.initialize(
                 model=self.module,
                 model_parameters=list(self.module.parameters()),
@@ -152,15 +202,5 @@ class DeepSpeedState:
         return float(self._optimizer.param_groups[0]["lr"])
 
 
-def build_extensions() -> None:
-    """Compile DeepSpeed's CPU extensions by starting an engine on a small model; quick when they are cached."""
-    deepspeed = import_deepspeed("cpu")
-    model = torch.nn.Linear(2, 2)
-    config = {"train_micro_batch_size_per_gpu": 1, "optimizer": {"type": "Adam", "params": {"lr": 1e-5}}}
-    with single_process_world():
-        engine, *_ = deepspeed.initialize(model=model, model_parameters=model.parameters(), config=config)
-    engine.destroy()
-
-
 if __name__ == "__main__":
-    build_extensions()
+    import_deepspeed("cpu")
