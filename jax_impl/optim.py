@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+from jax_impl.precision import total
 from parivox.deepspeed_config import OptimizerConfig
 
 __all__ = [
@@ -48,7 +49,7 @@ class AdamState(NamedTuple):
 
 def global_norm(tree: Tree) -> Float[Array, ""]:
     """L2 norm over all tensors, in their dtype."""
-    return jnp.sqrt(jnp.stack([jnp.sum(jnp.square(leaf)) for leaf in tree.values()]).sum())
+    return jnp.sqrt(jnp.stack([total(jnp.square(leaf)).reshape(()) for leaf in tree.values()]).sum())
 
 
 def clip_by_global_norm(max_norm: float, margin: float = 1e-6) -> optax.GradientTransformation:

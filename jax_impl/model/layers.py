@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jax_impl.precision import operands
+from jax_impl.precision import operands, spread, total
 
 __all__ = ["Conv2d", "GELU", "GroupNorm", "downsample", "upsample"]
 
@@ -36,7 +36,7 @@ class Conv2d(nnx.Module):
             padding=((pad, pad), (pad, pad)),
             dimension_numbers=("NHWC", "OIHW", "NHWC"),
         )
-        return y.astype(x.dtype) + self.bias[...]
+        return y.astype(x.dtype) + spread(self.bias[...], y.shape)
 
 
 class GroupNorm(nnx.Module):
@@ -54,10 +54,12 @@ class GroupNorm(nnx.Module):
     def __call__(self, x: Float[Array, "b f n c"]) -> Float[Array, "b f n c"]:
         """Normalise over frequency, frames and the channels of a group."""
         grouped = x.reshape(*x.shape[:3], self.groups, -1)
-        centred = grouped - grouped.mean(axis=(1, 2, 4), keepdims=True)
-        variance = (centred**2).mean(axis=(1, 2, 4), keepdims=True)
-        y = (centred * jax.lax.rsqrt(variance + self.eps)).reshape(x.shape)
-        return y * self.weight[...] + self.bias[...]
+        axes, shape = (1, 2, 4), grouped.shape
+        count = shape[1] * shape[2] * shape[4]
+        centred = grouped - spread(total(grouped, axes) / count, shape)
+        variance = total(centred**2, axes) / count
+        y = (centred * spread(jax.lax.rsqrt(variance + self.eps), shape)).reshape(x.shape)
+        return y * spread(self.weight[...], x.shape) + spread(self.bias[...], x.shape)
 
 
 class GELU(nnx.Module):
