@@ -58,10 +58,10 @@ def scheduler_rates(config: Mapping[str, Any], count: int) -> np.ndarray:
 
 def settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """What DeepSpeed's own reader makes of a config, in the names of the config."""
-    from torch_impl.engine import import_deepspeed, single_process_world
+    from torch_impl.engine import import_deepspeed, single_process_world, talk_to_log
 
     deepspeed = import_deepspeed("cpu")
-    with single_process_world():
+    with single_process_world(), talk_to_log():
         parsed = deepspeed.DeepSpeedConfig(dict(config))
     return {
         "train_micro_batch_size_per_gpu": parsed.train_micro_batch_size_per_gpu,
@@ -75,7 +75,7 @@ def run_engine(start: NamedArrays, grads: Sequence[NamedArrays], config: Mapping
     """Drive `deepspeed.initialize`'s engine through one update for each gradient, in float32 on the CPU."""
     import torch
 
-    from torch_impl.engine import QUIET, import_deepspeed, single_process_world
+    from torch_impl.engine import QUIET, import_deepspeed, single_process_world, talk_to_log
 
     class Linear(torch.nn.Module):
         # A loss that is linear in every weight has exactly the gradient it is given.
@@ -88,7 +88,7 @@ def run_engine(start: NamedArrays, grads: Sequence[NamedArrays], config: Mapping
 
     deepspeed = import_deepspeed("cpu")
     module = Linear()
-    with single_process_world():
+    with single_process_world(), talk_to_log():
         engine, optimizer, _, _ = deepspeed.initialize(
             model=module,
             model_parameters=list(module.parameters()),
@@ -133,7 +133,7 @@ def run_optimizer(
     """
     import torch
 
-    from torch_impl.engine import QUIET, import_deepspeed, single_process_world
+    from torch_impl.engine import QUIET, import_deepspeed, single_process_world, talk_to_log
 
     class Linear(torch.nn.Module):
         # A loss that is linear in every weight has exactly the gradient it is given.
@@ -153,7 +153,7 @@ def run_optimizer(
     module = Linear()
     named = dict(module.tensors.items())
     groups = list(dict.fromkeys(group_of[name] for name in start))
-    with single_process_world():
+    with single_process_world(), talk_to_log():
         engine, optimizer, _, _ = deepspeed.initialize(
             model=module,
             model_parameters=[
@@ -223,7 +223,7 @@ def engine_rates(config: Mapping[str, Any], count: int) -> RateTrace:
     """Settings that the real engine's optimizer has at updates 0 to count - 1, in float32 on the CPU."""
     import torch
 
-    from torch_impl.engine import QUIET, import_deepspeed, single_process_world
+    from torch_impl.engine import QUIET, import_deepspeed, single_process_world, talk_to_log
 
     class Weight(torch.nn.Module):
         def __init__(self) -> None:
@@ -235,7 +235,7 @@ def engine_rates(config: Mapping[str, Any], count: int) -> RateTrace:
 
     deepspeed = import_deepspeed("cpu")
     module = Weight()
-    with single_process_world():
+    with single_process_world(), talk_to_log():
         engine, optimizer, _, _ = deepspeed.initialize(
             model=module,
             model_parameters=list(module.parameters()),

@@ -34,6 +34,8 @@ TABLE: dict[tuple[str, str], Tolerance] = {
     ("recorded gradients", "float64"): Tolerance(1e-7, 4.8e-14),
     ("optimizer", "float32"): Tolerance(1e-6, 6.8e-7),
     ("optimizer", "float64"): Tolerance(1e-12, 1.3e-15),
+    ("sums", "float32"): Tolerance(5e-7, 1.4e-7),
+    ("sums", "float64"): Tolerance(1e-12, None),
     ("outputs", "float32"): Tolerance(2e-5, 4.0e-6),
     ("outputs", "float64"): Tolerance(1e-9, 1.4e-14),
     ("gradients", "float32"): Tolerance(1e-3, 9.0e-5),

@@ -77,6 +77,36 @@ def test_resume_from_any_position(hp, reference):
     assert np.array_equal(odd.arrays["noisy"], expected)
 
 
+def joined(hp, ranks: int, count: int, **options) -> list[TrainBatch]:
+    """The global batches that several ranks read together, each rank in a stream of its own."""
+    shares = [take(hp, count, rank=rank, ranks=ranks, **options) for rank in range(ranks)]
+    whole = []
+    for parts in zip(*shares, strict=True):
+        assert len({part.position for part in parts}) == 1
+        names = parts[0].arrays
+        arrays = {name: np.concatenate([part.arrays[name] for part in parts]) for name in names}
+        records = sum((part.records for part in parts), ())
+        whole.append(TrainBatch(arrays, records, (), parts[0].position))
+    return whole
+
+
+@pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (2, 0), (4, 0), (2, 1)])
+def test_ranks_read_the_batches_of_one_rank_together(hp, reference, ranks, workers):
+    assert_same(joined(hp, ranks, 3, batch_size=4 // ranks, workers=workers), reference[:3])
+
+
+def test_a_resume_at_another_number_of_ranks_changes_nothing(hp, reference):
+    begun = joined(hp, 2, 2, batch_size=2)
+    assert_same(begun + joined(hp, 4, 2, batch_size=1, start=begun[-1].position), reference[:4])
+
+
+def test_ranks_read_nothing_twice(hp):
+    train = len(index_files(hp).train.files)
+    shares = [take(hp, train, rank=rank, ranks=2, batch_size=1) for rank in range(2)]
+    rows = {batch.arrays["noisy"].tobytes() for share in shares for batch in share}
+    assert len(rows) == 2 * train
+
+
 def test_position_far_along_needs_no_replay(hp):
     (batch,) = take(hp, 1, start=10**12)
     assert batch.position == 10**12 + 4
@@ -183,7 +213,18 @@ def test_validation_skips_and_stops_too(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options", [{"seed": -1}, {"seed": 2**32}, {"start": -1}, {"workers": -1}, {"batch_size": 0}], ids=str
+    "options",
+    [
+        {"seed": -1},
+        {"seed": 2**32},
+        {"start": -1},
+        {"workers": -1},
+        {"batch_size": 0},
+        {"rank": 2, "ranks": 2},
+        {"ranks": 0},
+        {"rank": -1},
+    ],
+    ids=str,
 )
 def test_bad_arguments(hp, options):
     with pytest.raises(ConfigError, match=next(iter(options))):

@@ -18,7 +18,6 @@ MAX_LINES = 400
 
 NO_TWIN = {
     "engine.py": "DeepSpeed's engine; JAX needs no such thing",
-    "sharding.py": "JAX's device meshes; DeepSpeed shards by its own configuration",
 }
 """Files of one backend alone, and why."""
 
@@ -26,6 +25,17 @@ NAMES_OF_ONE = {
     ("backend.py", "JaxBackend"): "the class is named after its framework; callers use create_backend",
     ("backend.py", "TorchBackend"): "the class is named after its framework; callers use create_backend",
     ("precision.py", "operands"): "torch's autocast rounds the operands of a convolution by itself",
+    ("precision.py", "spread"): "torch sums in a tree by itself",
+    ("precision.py", "total"): "torch sums in a tree by itself",
+    ("sharding.py", "data_parallel"): "JAX's device meshes; DeepSpeed shards by its configuration",
+    ("sharding.py", "gradient_shardings"): "JAX's device meshes; DeepSpeed shards by its configuration",
+    ("sharding.py", "make_mesh"): "JAX's device meshes; DeepSpeed shards by its configuration",
+    ("sharding.py", "make_sharded_step"): "JAX's device meshes; DeepSpeed shards by its configuration",
+    ("sharding.py", "place"): "JAX's device meshes; DeepSpeed shards by its configuration",
+    ("sharding.py", "shard_batch"): "JAX's device meshes; DeepSpeed shards by its configuration",
+    ("sharding.py", "state_shardings"): "JAX's device meshes; DeepSpeed shards by its configuration",
+    ("sharding.py", "engine_bytes"): "JAX's state is arrays already; DeepSpeed's sits in an engine",
+    ("sharding.py", "put_arrays"): "JAX's state is arrays already; DeepSpeed's sits in an engine",
 }
 """(file, public name) of one backend alone -> why."""
 

@@ -10,6 +10,7 @@ import io
 import logging
 import os
 import socket
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
@@ -55,7 +56,7 @@ def load_extensions(deepspeed: Any) -> None:
     accelerator = deepspeed.accelerator.get_accelerator()
     names = ["FusedAdamBuilder", *(["ShareMemCommBuilder"] if accelerator.device_name() == "cpu" else [])]
     try:
-        with _sole_builder(Path(folder)), _talk_to_log():
+        with _sole_builder(Path(folder)), _own_ninja(), talk_to_log():
             for name in names:
                 accelerator.create_op_builder(name).load(verbose=False)
     except (RuntimeError, ImportError, OSError) as error:
@@ -78,7 +79,18 @@ def _sole_builder(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _talk_to_log() -> Iterator[None]:
+def _own_ninja() -> Iterator[None]:
+    # Another ninja on the way would not take this one's log for its own and compile everything anew.
+    before = os.environ.get("PATH", os.defpath)
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), before])
+    try:
+        yield
+    finally:
+        os.environ["PATH"] = before
+
+
+@contextmanager
+def talk_to_log() -> Iterator[None]:
     """Send what DeepSpeed prints to the log `parivox.deepspeed`: the terminal is the user's."""
     heard = io.StringIO()
     try:
@@ -122,7 +134,7 @@ class DeepSpeedState:
     def __init__(self, params: Params, adam: AdamState, hidden: int, config: Mapping[str, Any], device: str):
         deepspeed = import_deepspeed(device)
         self.module = bind(hidden, params)
-        with single_process_world(), _talk_to_log():
+        with single_process_world(), talk_to_log():
             self.engine, self._optimizer, _, self._scheduler = deepspeed.initialize(
                 model=self.module,
                 model_parameters=list(self.module.parameters()),

@@ -4,6 +4,9 @@ Record i of the stream is a function of (seed, i, files) alone: grain shuffles t
 every epoch, gives each record its own generator (Philox, keyed by the seed, counted by i), and workers
 share out the records before they are made; batches are put together afterwards. So the number of workers
 and the place where a run resumes change nothing.
+
+The ranks of a run read one stream together: of every global batch of `batch_size * ranks` records, rank r takes
+the r-th block of `batch_size` rows. So the blocks of all ranks, in order, are the batch that one rank would read.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import weakref
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -35,14 +39,14 @@ class BatchStream:
 
     Attributes:
         skipped: path -> reason of every file that did not decode so far.
-        position: records consumed so far.
+        position: records consumed so far, by all ranks.
     """
 
-    def __init__(self, dataset: Any, bad: BadFiles, start: int, workers: int, batch_size: int):
-        """Made by `open_stream`; `dataset` is a grain `IterDataset` of records."""
+    def __init__(self, dataset: Any, bad: BadFiles, start: int, workers: int, batch_size: int, ranks: int):
+        """Made by `open_stream`; `dataset` is a grain `IterDataset` of this rank's records."""
         self.position = start
         self._bad = bad
-        self._batch_size, self._workers = batch_size, workers
+        self._batch_size, self._workers, self._ranks = batch_size, workers, ranks
         self._source: list[Any] = [iter(dataset)]
         # Also runs when the stream is forgotten or the program ends; grain's clean-up comes too late then.
         self._closer = weakref.finalize(self, _close, self._source)
@@ -70,7 +74,7 @@ class BatchStream:
         self._start()
         while len(self._ready) < self._batch_size:
             self._ready.append(next(self._source[0]))
-        self.position += self._batch_size
+        self.position += self._batch_size * self._ranks
         batch = stack([self._ready.popleft() for _ in range(self._batch_size)], self.position)
         self._bad.add(batch.skipped)
         return batch
@@ -105,17 +109,21 @@ def open_stream(
     start: int = 0,
     workers: int | None = None,
     batch_size: int | None = None,
+    rank: int = 0,
+    ranks: int = 1,
     message: Callable[[str], None] = print,
 ) -> BatchStream:
-    """Open the training stream.
+    """Open the training stream, or one rank's share of it.
 
     Args:
         hp: folders, crop length, augmentation and mixing.
         seed: 0 to 2^32 - 1; decides every draw.
-        start: records to leave out, the `position` of a checkpoint.
+        start: records of all ranks to leave out, the `position` of a checkpoint; any number of ranks may have made it.
         workers: processes that make the data, taken as it is; 0 is a thread of this process. None takes
             `hp.nj`, capped at the CPUs there are.
-        batch_size: rows of a batch; None takes `hp.batch_size_per_gpu`.
+        batch_size: rows of a batch of this rank; None takes `hp.batch_size_per_gpu`. The same for all ranks.
+        rank: number of this process among those that read the stream together.
+        ranks: processes that read the stream together.
         message: gets one line for each thing the user should know.
 
     Raises:
@@ -124,11 +132,13 @@ def open_stream(
     """
     batch_size = hp.batch_size_per_gpu if batch_size is None else batch_size
     _check(seed, start, workers, batch_size)
+    if not 0 <= rank < ranks:
+        raise ConfigError(f"rank is {rank} of {ranks} ranks; use 0 to {ranks - 1}, and at least one rank")
     require_praat(hp.praat_augment_prob)
     files = index_files(hp)
     count = worker_count(hp.nj, message) if workers is None else workers
-    dataset = _dataset(hp, files, seed, start, count, batch_size)
-    return BatchStream(dataset, BadFiles(files, message), start, count, batch_size)
+    dataset = _dataset(hp, files, seed, start, count, batch_size, rank, ranks)
+    return BatchStream(dataset, BadFiles(files, message), start, count, batch_size, ranks)
 
 
 def validation_batches(
@@ -160,20 +170,52 @@ def validation_batches(
     return batches
 
 
+@dataclass(frozen=True)
+class _RankShare:
+    """Which records of the stream a rank reads; grain asks for (number of the data set, index in it).
+
+    A class of grain's own would be the base, were grain not imported so late.
+    """
+
+    records: int
+    rows: int
+    rank: int
+    ranks: int
+
+    def __len__(self) -> int:
+        return self.records // (self.rows * self.ranks) * self.rows
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        batch, row = divmod(index, self.rows)
+        return 0, (batch * self.ranks + self.rank) * self.rows + row
+
+
 def _close(source: list[Any]) -> None:
     # The iterator is let go as well: were it deleted at the end of the program, grain would complain.
     while source:
         source.pop().close()
 
 
-def _dataset(hp: HParams, files: DataFiles, seed: int, start: int, workers: int, batch_size: int) -> Any:
-    """Grain's pipeline of records from `start` on."""
+def _dataset(
+    hp: HParams,
+    files: DataFiles,
+    seed: int,
+    start: int,
+    workers: int,
+    batch_size: int,
+    rank: int,
+    ranks: int,
+) -> Any:
+    """Grain's pipeline of one rank's records from `start` on."""
     # Imported here: grain imports jax where it is installed, and only a stream needs to wait for that.
     import grain
 
     settle_flags()
     paths = grain.MapDataset.source(files.train.files).seed(seed).shuffle().repeat()
     records = paths.random_map(ItemMaker(hp, files))[start:]
+    if ranks > 1:
+        share: Any = _RankShare(len(records), batch_size, rank, ranks)
+        records = grain.MapDataset.select_from_datasets([records], share)
     ahead = AHEAD * batch_size
     if not workers:
         return records.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=ahead))
