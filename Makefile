@@ -20,7 +20,7 @@ PYTEST_ARGS ?= -n 2 --dist loadfile
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.parivox-installed
 BUILD_LOG := $(VENV)/deepspeed-build.log
-PIP_INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile -c constraints.txt
+PIP_INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
 .PHONY: help setup demo test test-slow lint bench deepspeed-ops constraints clean distclean
 

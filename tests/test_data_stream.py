@@ -8,11 +8,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from parivox.data import TrainBatch, open_stream, validation_batches
+from parivox.data import TrainBatch, open_stream, validation_batches, workers
 from parivox.data.index import index_files
 from parivox.errors import ConfigError, DataError
 from tests.data_folder import folders, tone
@@ -58,6 +59,33 @@ def test_a_worker_changes_nothing_and_ends_with_the_stream(hp, reference):
         started = set(multiprocessing.active_children()) - before
     assert_same(batches, reference)
     assert len(started) == 1 and not any(process.is_alive() for process in started)
+
+
+def send_until(stop, records) -> None:
+    while not stop.is_set():
+        records.put(bytes(2**20))  # larger than a pipe
+
+
+def test_a_worker_that_waits_for_room_in_its_pipe_is_let_go():
+    context = multiprocessing.get_context("spawn")
+    stop, records = context.Event(), context.Queue(2)
+    worker = context.Process(target=send_until, args=(stop, records), daemon=True)
+    worker.start()
+    records.get()
+    stop.set()
+    inner = SimpleNamespace(_prefetch_process=worker, _buffer=records)
+    workers.drain(SimpleNamespace(_iterators_in_use=[SimpleNamespace(_maybe_nonnative_parent=inner)]))
+    worker.join(60)
+    assert worker.exitcode == 0
+
+
+def test_the_workers_of_a_stream_are_found(hp, monkeypatch):
+    drained, before = [], set(multiprocessing.active_children())
+    monkeypatch.setattr(workers, "_discard", lambda process, buffer: drained.append(process))
+    with open_stream(hp, seed=5, workers=1) as stream:
+        next(stream)
+        started = set(multiprocessing.active_children()) - before
+    assert set(drained) == started
 
 
 def test_two_workers_smaller_batches_and_a_resume_change_nothing(hp, reference):
@@ -160,9 +188,9 @@ def test_a_bad_file_is_named_once_and_replaced_the_same_way_everywhere(tmp_path)
     hp = folders(tmp_path, speech=24)
     (bad,) = spoil(hp, 1)
     runs = []
-    for workers in (0, 1):
+    for count in (0, 1):
         said: list[str] = []
-        with open_stream(hp, seed=5, workers=workers, message=said.append) as stream:
+        with open_stream(hp, seed=5, workers=count, message=said.append) as stream:
             runs.append([next(stream) for _ in range(10)])
             assert list(stream.skipped) == [str(bad)] and stream.skipped[str(bad)]
         assert len(said) == 1 and said[0].startswith(f"skipped {bad}: ") and "\n" not in said[0]

@@ -24,7 +24,7 @@ from parivox.data.batch import BadFiles, TrainBatch, stack
 from parivox.data.dataset import ItemMaker, Record
 from parivox.data.index import DataFiles, index_files
 from parivox.data.praat import require_praat
-from parivox.data.workers import hidden_main_module, settle_flags, start_worker, worker_count
+from parivox.data.workers import drain, hidden_main_module, settle_flags, start_worker, worker_count
 from parivox.errors import ConfigError
 from parivox.hparams import HParams
 
@@ -193,7 +193,9 @@ class _RankShare:
 def _close(source: list[Any]) -> None:
     # The iterator is let go as well: were it deleted at the end of the program, grain would complain.
     while source:
-        source.pop().close()
+        iterator = source.pop()
+        drain(iterator)
+        iterator.close()
 
 
 def _dataset(
