@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
@@ -14,13 +14,24 @@ import numpy as np
 
 from jax_impl.infer import DenoiserModel, load_denoiser
 from jax_impl.optim import AdamState
-from jax_impl.schedule import update_schedule
-from jax_impl.train_step import TrainState, make_eval, make_step
+from jax_impl.schedule import beta_schedule, update_schedule
+from jax_impl.train_step import COMPUTE, Recipe, TrainState, make_eval, make_step
 from jax_impl.weights import from_arrays, to_arrays
-from parivox.backend import Batch, Dtype, NamedArrays, Precision, StepResult, TrainArrays
+from parivox.backend import (
+    Batch,
+    Dtype,
+    NamedArrays,
+    Precision,
+    StepResult,
+    TrainArrays,
+    check_moments,
+    check_rows,
+)
 from parivox.caches import cache_folder
+from parivox.deepspeed_config import TrainConfig, resolve
 from parivox.errors import BackendError
 from parivox.hparams import DenoiserHParams
+from parivox.loss_scale import after_overflow, after_update, restored_scale
 
 __all__ = ["JaxBackend", "create_backend"]
 
@@ -31,14 +42,42 @@ _eval_program = lru_cache(make_eval)
 
 
 class _Session:
-    """A training state with the functions compiled for its hyperparameters."""
+    """A training state with the functions compiled for its hyperparameters and config."""
 
-    def __init__(self, hp: DenoiserHParams, state: TrainState, precision: Precision):
-        self.state = state
-        self.schedule = update_schedule(hp.deepspeed_config)
-        self.step = _step_program(hp.unet_hidden_dim, hp.gradient_clipping, precision)
-        self.eval = _eval_program(hp.unet_hidden_dim, precision)
+    def __init__(
+        self,
+        hp: DenoiserHParams,
+        config: TrainConfig,
+        state: TrainState,
+        precision: Precision,
+        scaler: Mapping[str, float],
+    ):
+        self.state, self.config = state, config
+        self.schedule = update_schedule(config.deepspeed)
+        self.betas = beta_schedule(config.deepspeed)
+        self.step = _step_program(Recipe.of(hp.unet_hidden_dim, config, precision))
+        self.eval = _eval_program(hp.unet_hidden_dim, precision, COMPUTE[config.precision])
         self.count = int(state.adam.count)
+        self.scale = config.loss_scale and restored_scale(config.loss_scale, scaler)
+
+    def scales(self) -> jax.Array | None:
+        """The factor on the loss, and the one by which the gradients are then divided; None without."""
+        if self.scale is None or self.config.loss_scale is None:
+            return None
+        after = after_update(self.scale, self.config.loss_scale)
+        return jnp.asarray([self.scale.scale, after.scale], jnp.float32)
+
+    def made(self, finite: bool) -> tuple[bool, bool]:
+        """Count an update and move the loss scale; returns whether all is well, and whether it was skipped."""
+        self.count += finite
+        if self.scale is None or self.config.loss_scale is None:
+            return finite, False
+        if finite:
+            self.scale = after_update(self.scale, self.config.loss_scale)
+            return True, False
+        lower = after_overflow(self.scale, self.config.loss_scale, self.config.zero_stage)
+        self.scale = lower or self.scale
+        return lower is not None, lower is not None
 
 
 class JaxBackend:
@@ -73,12 +112,18 @@ class JaxBackend:
             "optax": optax.__version__,
         }
 
-    def create_state(self, hp: DenoiserHParams, arrays: TrainArrays) -> _Session:
+    def create_state(
+        self, hp: DenoiserHParams, arrays: TrainArrays, config: TrainConfig | None = None
+    ) -> _Session:
         """A training state on the device from named arrays."""
+        config = config or resolve(hp.deepspeed_config, hparams=hp)
+        if config.precision != "fp32" and self.dtype == jnp.float64:
+            raise BackendError(f"float64 does not go with {config.precision}; use float32, or an fp32 config")
+        check_moments(arrays, config.optimizer)
         hidden = hp.unet_hidden_dim
         with self._scope():
             params, exp_avg, exp_avg_sq = (
-                from_arrays(tree, hidden, self.dtype, what)
+                from_arrays(tree, hidden, self.dtype, what) if tree else {}
                 for tree, what in (
                     (arrays.weights, "the checkpoint"),
                     (arrays.exp_avg, "the checkpoint's exp_avg"),
@@ -86,22 +131,28 @@ class JaxBackend:
                 )
             )
             state = TrainState(params, AdamState(jnp.asarray(arrays.step, jnp.int32), exp_avg, exp_avg_sq))
-        return _Session(hp, state, self.precision)
+        return _Session(hp, config, state, self.precision, arrays.scaler)
 
     def step(self, state: _Session, batch: Batch) -> tuple[_Session, StepResult]:
         """One update."""
+        check_rows(batch, state.config)
         with self._scope():
             rate = state.schedule(state.count)
+            betas = state.betas and state.betas(state.count)
+            scales = state.scales()
             noisy, target = self._put(batch["noisy"]), self._put(batch["target"])
-            state.state, metrics = state.step(state.state, noisy, target, rate)
+            state.state, metrics = state.step(state.state, noisy, target, rate, betas, scales)
             host = jax.device_get(metrics)
-        state.count += bool(host["finite"])
+        factor = state.scale.scale if state.scale else 1.0
+        finite, skipped = state.made(bool(host["finite"]))
         return state, StepResult(
             loss=float(host["loss"]),
             grad_norm=float(host["grad_norm"]),
             learning_rate=float(rate),
             energy_ratio=float(host["energy_ratio"]),
-            finite=bool(host["finite"]),
+            finite=finite,
+            skipped=skipped,
+            loss_scale=factor,
         )
 
     def export_state(self, state: _Session) -> TrainArrays:
@@ -112,6 +163,7 @@ class JaxBackend:
             to_arrays(adam.exp_avg),
             to_arrays(adam.exp_avg_sq),
             int(adam.count),
+            state.scale.to_dict() if state.scale else {},
         )
 
     def evaluate(self, state: _Session, batch: Batch) -> tuple[float, np.ndarray]:

@@ -249,3 +249,55 @@ def engine_rates(config: Mapping[str, Any], count: int) -> RateTrace:
         engine.step()
     engine.destroy()
     return RateTrace(np.array(rates), None if betas[0] is None else np.array(betas))
+
+
+# Float16's loss scale, under the engine
+
+
+def run_loss_scale(
+    scale: Mapping[str, Any], stage: int, count: int, overflows: Sequence[int]
+) -> list[tuple[float, bool]]:
+    """Loss scale before each update and whether it was skipped, of the real engine with planted overflows.
+
+    One weight in float16, which any CPU can do; DeepSpeed's question whether it does so fast is answered with yes.
+
+    Args:
+        scale: the `fp16` entry of a config.
+        stage: of ZeRO.
+        count: updates.
+        overflows: numbers of the updates whose gradient is infinite.
+    """
+    import warnings
+    from unittest.mock import patch
+
+    import torch
+
+    from torch_impl.engine import QUIET, import_deepspeed, single_process_world, talk_to_log
+
+    deepspeed = import_deepspeed("cpu")
+    module = torch.nn.Linear(1, 1, bias=False)
+    config = {
+        "train_micro_batch_size_per_gpu": 1,
+        "steps_per_print": QUIET,
+        "optimizer": {"type": "SGD", "params": {"lr": 1e-3}},
+        "zero_allow_untested_optimizer": True,
+        "zero_optimization": {"stage": stage},
+        "fp16": dict(scale),
+    }
+    accelerator = type(deepspeed.accelerator.get_accelerator())
+    able = patch.object(accelerator, "is_fp16_supported", lambda self: True)
+    with able, single_process_world(), talk_to_log(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"`torch\.jit\.", DeprecationWarning)
+        engine, optimizer, _, _ = deepspeed.initialize(
+            model=module, model_parameters=list(module.parameters()), config=config
+        )
+        scaler = optimizer.loss_scaler if stage else optimizer.loss_scale_config
+        found = []
+        for update in range(count):
+            before = float(scaler.cur_scale)
+            value = torch.inf if update in overflows else 0.5
+            engine.backward(engine(torch.full((1, 1), value, dtype=torch.float16)).float().sum())
+            engine.step()
+            found.append((before, bool(optimizer.overflow)))
+        engine.destroy()
+    return found

@@ -45,9 +45,11 @@ class Fault:
 
 def faults(ladder: Ladder) -> Iterator[Finding]:
     """Plant each fault in each backend; the error is the bound over the faulty error, so 1 or more is unnoticed."""
-    for fault in FAULTS:
+    for fault in all_faults(ladder.options.deepspeed):
         for name in ladder.backends:
-            if fault.probe in (optimizer_probe, rate_probe) and not deepspeed_oracle.available():
+            if (
+                fault.probe in (optimizer_probe, rate_probe) or fault not in FAULTS
+            ) and not deepspeed_oracle.available():
                 yield Skipped(
                     "planted faults", f"{fault.name}: needs DeepSpeed (pip install 'parivox[deepspeed]')"
                 )
@@ -58,6 +60,13 @@ def faults(ladder: Ladder) -> Iterator[Finding]:
                 )
                 continue
             yield fault_row(ladder, fault, name)
+
+
+def all_faults(deepspeed: bool = True) -> tuple[Fault, ...]:
+    """The faults below, and those of what a DeepSpeed config asks for."""
+    from parity_tests.faults_deepspeed import DEEPSPEED_FAULTS
+
+    return (*FAULTS, *DEEPSPEED_FAULTS) if deepspeed else FAULTS
 
 
 def fault_row(ladder: Ladder, fault: Fault, name: BackendName) -> Row:
@@ -141,7 +150,7 @@ def feature_probe(ladder: Ladder, side: Side) -> Iterator[Row]:
 _planted = True
 
 
-def _swap(target: str, make: Callable[[Callable], Callable]) -> Patch:
+def swap(target: str, make: Callable[[Callable], Callable]) -> Patch:
     """Replace a function or method by one that `make` builds from it."""
 
     def apply() -> AbstractContextManager[object]:
@@ -169,9 +178,9 @@ def _resolve(path: str) -> object:
     raise ModuleNotFoundError(path)
 
 
-def _both(target: str, make: Callable[[Callable], Callable]) -> dict[BackendName, Patch]:
+def both(target: str, make: Callable[[Callable], Callable]) -> dict[BackendName, Patch]:
     """The same patch for the twins."""
-    return {"jax": _swap(f"jax_impl.{target}", make), "torch": _swap(f"torch_impl.{target}", make)}
+    return {"jax": swap(f"jax_impl.{target}", make), "torch": swap(f"torch_impl.{target}", make)}
 
 
 def _eps(sound: Callable) -> Callable:
@@ -240,9 +249,9 @@ def _narrow(sound: Callable) -> Callable:
 def _forgetful(sound: Callable) -> Callable:
     """A backend that begins with empty moments wherever it begins."""
 
-    def create_state(self, hp, arrays: TrainArrays):
+    def create_state(self, hp, arrays: TrainArrays, config=None):
         empty = {name: np.zeros_like(array) for name, array in arrays.exp_avg.items()}
-        return sound(self, hp, dataclasses.replace(arrays, exp_avg=empty))
+        return sound(self, hp, dataclasses.replace(arrays, exp_avg=empty), config)
 
     return create_state
 
@@ -253,30 +262,30 @@ def _unnormalized(sound: Callable) -> Callable:
 
 
 FAULTS: tuple[Fault, ...] = (
-    Fault("a renamed tensor", "settings", "float32", settings_probe, _both("weights.named_shapes", _narrow)),
+    Fault("a renamed tensor", "settings", "float32", settings_probe, both("weights.named_shapes", _narrow)),
     Fault(
         "rate shifted by one update",
         "learning rate",
         "float32",
         rate_probe,
-        _both("schedule.update_schedule", _late),
+        both("schedule.update_schedule", _late),
     ),
     Fault(
-        "other padding of the STFT", "features", "float32", feature_probe, _both("features.stft", _wrong_spec)
+        "other padding of the STFT", "features", "float32", feature_probe, both("features.stft", _wrong_spec)
     ),
     Fault(
         "clip without its 1e-6",
         "optimizer",
         "float32",
         optimizer_probe,
-        _both("optim.clip_by_global_norm", _bare_clip),
+        both("optim.clip_by_global_norm", _bare_clip),
     ),
     Fault(
         "GroupNorm eps 1e-6",
         "outputs",
         "float64",
         output_probe,
-        _both("model.layers.GroupNorm.__init__", _eps),
+        both("model.layers.GroupNorm.__init__", _eps),
     ),
     Fault(
         "tanh GELU",
@@ -284,19 +293,17 @@ FAULTS: tuple[Fault, ...] = (
         "float64",
         output_probe,
         {
-            "jax": _swap("jax_impl.model.layers.GELU.__call__", _tanh_gelu),
-            "torch": _swap("torch_impl.model.layers.GELU.forward", _tanh_gelu),
+            "jax": swap("jax_impl.model.layers.GELU.__call__", _tanh_gelu),
+            "torch": swap("torch_impl.model.layers.GELU.forward", _tanh_gelu),
         },
     ),
-    Fault(
-        "transposed kernels", "outputs", "float64", output_probe, _both("weights.from_arrays", _transposed)
-    ),
+    Fault("transposed kernels", "outputs", "float64", output_probe, both("weights.from_arrays", _transposed)),
     Fault(
         "target shifted by the output's mean",
         "gradients",
         "float64",
         gradient_probe,
-        _both("train_step.denoiser_loss", _unnormalized),
+        both("train_step.denoiser_loss", _unnormalized),
     ),
     Fault(
         "rate shifted by one update",
@@ -304,8 +311,8 @@ FAULTS: tuple[Fault, ...] = (
         "float64",
         training_probe,
         {
-            "jax": _swap("jax_impl.backend.update_schedule", _late),
-            "torch": _swap("torch_impl.train_step.update_schedule", _late),
+            "jax": swap("jax_impl.backend.update_schedule", _late),
+            "torch": swap("torch_impl.train_step.update_schedule", _late),
         },
     ),
     Fault(
@@ -314,8 +321,8 @@ FAULTS: tuple[Fault, ...] = (
         "float64",
         exchange_probe,
         {
-            "jax": _swap("jax_impl.backend.JaxBackend.create_state", _forgetful),
-            "torch": _swap("torch_impl.backend.TorchBackend.create_state", _forgetful),
+            "jax": swap("jax_impl.backend.JaxBackend.create_state", _forgetful),
+            "torch": swap("torch_impl.backend.TorchBackend.create_state", _forgetful),
         },
     ),
 )

@@ -36,6 +36,8 @@ class LadderOptions:
         reference: folder of recorded outputs, `float32/` and `float64/` in it; None takes the bundled set.
         seed: the one that the recorded outputs were made with.
         faults: whether to plant faults as well.
+        deepspeed: whether to compare all that a DeepSpeed config may ask for: every scheduler and optimizer,
+            accumulation, half precision.
     """
 
     backends: tuple[BackendName, ...] | None = None
@@ -44,6 +46,7 @@ class LadderOptions:
     reference: Path | None = None
     seed: int = 20
     faults: bool = True
+    deepspeed: bool = True
 
 
 @dataclass
@@ -147,7 +150,17 @@ def run_ladder(options: LadderOptions | None = None, say: Any = None) -> Report:
         BackendError: a backend, device or precision that was asked for is missing.
         ConfigError: the reference folder does not exist.
     """
-    from parity_tests import faults, rungs_exact, rungs_model, rungs_optimizer, rungs_signal, rungs_training
+    from parity_tests import (
+        faults,
+        rungs_exact,
+        rungs_model,
+        rungs_optimizer,
+        rungs_optimizers,
+        rungs_precision,
+        rungs_schedule,
+        rungs_signal,
+        rungs_training,
+    )
 
     ladder = Ladder(options or LadderOptions())
     report = Report(machine=ladder.machine)
@@ -161,6 +174,14 @@ def run_ladder(options: LadderOptions | None = None, say: Any = None) -> Report:
         ("training", rungs_training.training),
         ("checkpoint exchange", rungs_training.exchange),
     ]
+    if ladder.options.deepspeed:
+        rungs += [
+            ("learning rate schedulers", rungs_schedule.schedulers),
+            ("all optimizers", rungs_optimizers.optimizers),
+            ("loss scale", rungs_precision.loss_scales),
+            ("accumulation", rungs_precision.accumulation),
+            ("bfloat16", rungs_precision.bfloat16),
+        ]
     if ladder.options.faults:
         rungs.append(("planted faults", faults.faults))
     for name, rung in rungs:

@@ -56,7 +56,7 @@ def test_both_proofs_are_made(report: Report, rung: str, dtype: str, name: str) 
 def test_every_fault_is_planted_in_both_backends(report: Report) -> None:
     planted = [row.case for row in rows_of(report, "planted faults")]
     assert sorted(planted) == sorted(
-        f"{fault.name}, {name}" for fault in faults.FAULTS for name in ("jax", "torch")
+        f"{fault.name}, {name}" for fault in faults.all_faults() for name in ("jax", "torch")
     )
     missed = {fault.rung for fault in faults.FAULTS} ^ (set(RUNGS) - {NEEDS_TWO_DEVICES, "planted faults"})
     assert not missed, f"rungs without a planted fault: {missed}"

@@ -12,12 +12,13 @@ import importlib
 import importlib.util
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
-from parivox.errors import BackendError
+from parivox.deepspeed_config import OptimizerConfig, TrainConfig
+from parivox.errors import BackendError, CheckpointError
 from parivox.hparams import HParams
 
 NamedArrays = dict[str, np.ndarray]
@@ -40,16 +41,23 @@ class TrainArrays:
     """A whole training state as named arrays; the content of a checkpoint.
 
     Attributes:
-        weights: parameters, by public name.
-        exp_avg: Adam's first moments, under the same names.
-        exp_avg_sq: Adam's second moments, under the same names.
+        weights: parameters, by public name; float32 also where the network computes in less.
+        exp_avg: the optimizer's first moments, under the same names; empty where it keeps none.
+        exp_avg_sq: its second moments, likewise.
         step: updates made so far; it fixes the learning rate and Adam's bias correction.
+        scaler: the loss scale of float16 as `parivox.loss_scale.LossScale.to_dict` has it; empty otherwise.
     """
 
     weights: NamedArrays
     exp_avg: NamedArrays
     exp_avg_sq: NamedArrays
     step: int = 0
+    scaler: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def skipped(self) -> int:
+        """Batches that made no update because a gradient overflowed float16."""
+        return int(self.scaler.get("skipped", 0))
 
 
 @dataclass(frozen=True)
@@ -61,7 +69,11 @@ class StepResult:
         grad_norm: L2 norm of all gradients, before clipping.
         learning_rate: the rate this update used.
         energy_ratio: energy of the output over energy of the target, both summed over the batch.
-        finite: False when the loss or the norm is NaN or infinite; the state is then unchanged.
+        finite: False when the loss or the norm is NaN or infinite and no loss scale can mend it; the state is then
+            unchanged.
+        skipped: whether a gradient overflowed float16: weights, moments and schedule are as before, the loss scale
+            is lower. This is no error.
+        loss_scale: factor on the loss of this update; 1 unless the network computes in float16.
     """
 
     loss: float
@@ -69,6 +81,58 @@ class StepResult:
     learning_rate: float
     energy_ratio: float
     finite: bool
+    skipped: bool = False
+    loss_scale: float = 1.0
+
+
+def moments_of(optimizer: OptimizerConfig) -> tuple[str, ...]:
+    """Which of the groups `exp_avg` and `exp_avg_sq` an optimizer keeps."""
+    if optimizer.kind == "lion":
+        return ("exp_avg",)
+    if optimizer.kind == "sgd":
+        return ("exp_avg",) if optimizer.params["momentum"] else ()
+    return ("exp_avg", "exp_avg_sq")
+
+
+def first_arrays(weights: NamedArrays, optimizer: OptimizerConfig) -> TrainArrays:
+    """The state of a run that begins with these weights: moments of zero, those that the optimizer keeps."""
+    kept = moments_of(optimizer)
+    first, second = (
+        {name: np.zeros_like(array) for name, array in weights.items()} if group in kept else {}
+        for group in ("exp_avg", "exp_avg_sq")
+    )
+    return TrainArrays(weights, first, second)
+
+
+def check_moments(arrays: TrainArrays, optimizer: OptimizerConfig) -> None:
+    """Refuse moments that an optimizer has no use for, or lacks; their names and shapes are checked elsewhere.
+
+    Raises:
+        CheckpointError: the arrays were made with another optimizer.
+    """
+    kept = moments_of(optimizer)
+    for group, found in (("exp_avg", arrays.exp_avg), ("exp_avg_sq", arrays.exp_avg_sq)):
+        if bool(found) != (group in kept):
+            fault = "holds no" if group in kept else "holds"
+            needs = "needs" if group in kept else "does not keep"
+            raise CheckpointError(
+                f"the checkpoint {fault} {group}, which the optimizer '{optimizer.kind}' {needs}; train on with the"
+                " DeepSpeed config that it was made with"
+            )
+
+
+def check_rows(batch: Batch, config: TrainConfig) -> None:
+    """Refuse a batch that cannot be cut into the micro batches of an update.
+
+    Raises:
+        BackendError: its rows are no multiple of the accumulation steps.
+    """
+    rows = len(batch["noisy"])
+    if rows % config.accumulation_steps:
+        raise BackendError(
+            f"a batch of {rows} rows cannot be cut into {config.accumulation_steps} micro batches of one size;"
+            " give a multiple"
+        )
 
 
 @runtime_checkable
@@ -81,16 +145,22 @@ class Backend(Protocol):
         """Device, precision and library versions, for logs and reports."""
         ...
 
-    def create_state(self, hp: HParams, arrays: TrainArrays) -> Any:
+    def create_state(self, hp: HParams, arrays: TrainArrays, config: TrainConfig | None = None) -> Any:
         """A training state on the device from named arrays.
 
+        Args:
+            hp: of the model.
+            arrays: where training goes on.
+            config: how to train; None takes the hyperparameters' own `deepspeed_config`.
+
         Raises:
+            BackendError: the config asks for what this backend or device cannot do.
             CheckpointError: listing tensors that are missing, extra or misshapen.
         """
         ...
 
     def step(self, state: Any, batch: Batch) -> tuple[Any, StepResult]:
-        """One update. The old state must not be used again."""
+        """One update from `accumulation_steps * micro_batch_size` rows. The old state must not be used again."""
         ...
 
     def export_state(self, state: Any) -> TrainArrays:

@@ -1,8 +1,8 @@
 """Training checkpoints: one safetensors file each, the same for every backend.
 
-A file holds the weights under `weights/<public name>`, Adam's moments under `exp_avg/<name>` and
-`exp_avg_sq/<name>`, and everything else as JSON strings in the safetensors header. SHA-256 digests of each
-group of tensors and of the header make a torn, truncated or altered file known. The form is described at
+A file holds the weights under `weights/<public name>`, the optimizer's moments under `exp_avg/<name>` and
+`exp_avg_sq/<name>` (those that it keeps), and everything else as JSON strings in the safetensors header.
+SHA-256 digests of each group of tensors and of the header make a torn, truncated or altered file known. The form is at
 https://github.com/huggingface/safetensors.
 """
 
@@ -42,7 +42,7 @@ class CheckpointMeta:
 
     Attributes:
         model: what the weights are of, such as `denoiser`.
-        step: updates made so far.
+        step: batches used so far; each made an update, but for those that float16 skipped.
         data_position: where the data stream goes on.
         seed: the seed of the run.
         hparams: `HParams.to_dict()` of the run.
@@ -50,6 +50,7 @@ class CheckpointMeta:
         writer: backend, device and library versions that wrote it.
         permanent: never deleted to make room for newer ones.
         extra: anything else, such as the files that were skipped.
+        scaler: the loss scale of float16; filled in from the arrays when a checkpoint is written.
     """
 
     model: str
@@ -61,6 +62,7 @@ class CheckpointMeta:
     writer: dict[str, Any] = field(default_factory=dict)
     permanent: bool = False
     extra: dict[str, Any] = field(default_factory=dict)
+    scaler: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,9 @@ class Checkpoint:
 
     def __post_init__(self) -> None:
         """Check that both parts are of one step."""
-        if self.arrays.step != self.meta.step:
-            raise ValueError(f"the arrays are of step {self.arrays.step}, the metadata of {self.meta.step}")
+        step = self.arrays.step + self.arrays.skipped
+        if step != self.meta.step:
+            raise ValueError(f"the arrays are of step {step}, the metadata of {self.meta.step}")
 
 
 class CheckpointVersionError(CheckpointError):
@@ -123,7 +126,8 @@ def save_checkpoint(run_dir: str | Path, checkpoint: Checkpoint, *, keep: int = 
     try:
         _remove_unfinished(path.parent)
         with replacing(path) as temporary:
-            save_file(tensors, temporary, metadata=_header(checkpoint.meta, tensors))
+            meta = dataclasses.replace(checkpoint.meta, scaler=dict(checkpoint.arrays.scaler))
+            save_file(tensors, temporary, metadata=_header(meta, tensors))
         _remove_old(run_dir, checkpoint.meta.step, keep)
     except (OSError, SafetensorError) as error:
         reason = _one_line(error)
@@ -140,7 +144,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         CheckpointError: missing, damaged, or in a form this version does not read; names file and reason.
     """
     groups, meta = _read(Path(path), _GROUPS)
-    return Checkpoint(TrainArrays(**groups, step=meta.step), meta)
+    updates = meta.step - int(meta.scaler.get("skipped", 0))
+    return Checkpoint(TrainArrays(**groups, step=updates, scaler=meta.scaler), meta)
 
 
 def latest_checkpoint(run_dir: str | Path, message: Callable[[str], object] = print) -> Checkpoint | None:
@@ -160,7 +165,7 @@ def latest_checkpoint(run_dir: str | Path, message: Callable[[str], object] = pr
 def load_weights(
     path: str | Path, message: Callable[[str], object] = print
 ) -> tuple[NamedArrays, CheckpointMeta]:
-    """The weights alone, without reading Adam's moments.
+    """The weights alone, without reading the optimizer's moments.
 
     Args:
         path: a run folder (its newest whole checkpoint is used) or a checkpoint file.
@@ -252,6 +257,8 @@ def _parse_header(path: Path, header: dict[str, str]) -> tuple[CheckpointMeta, d
             "use the version of Parivox that wrote it"
         )
     names = [item.name for item in dataclasses.fields(CheckpointMeta)]
+    # Older files have no loss scale: there was float32 alone.
+    header = {"scaler": "{}", **header}
     return CheckpointMeta(**{name: json.loads(header[name]) for name in names}), digests
 
 

@@ -77,7 +77,7 @@ OPTIMIZER_NAMES = {"adam": "Adam", "adamw": "AdamW", "lamb": "Lamb", "lion": "Li
 """How DeepSpeed knows them; it takes its own in any case, and torch's SGD in this one only."""
 
 REFUSED_OPTIMIZERS = {
-    "muon": "the JAX backend has no Muon; use AdamW",
+    "muon": "DeepSpeed's Muon of this version fails on 4-D convolution kernels, which the denoiser has; use AdamW",
     "onebitadam": "compressed communication has no equal in JAX; use Adam",
     "zerooneadam": "compressed communication has no equal in JAX; use Adam",
     "onebitlamb": "compressed communication has no equal in JAX; use Lamb",

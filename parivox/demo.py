@@ -235,7 +235,9 @@ def _finish(demo: Demo, outcome: Outcome, begun: float) -> int:
 
     demo.say("Run the parity ladder: both backends against independent references and each other")
     # The planted faults prove the ladder, not the machine; `parivox parity` and the tests plant them.
-    report = run_ladder(LadderOptions(faults=False), lambda rung: print(f"  {rung} ...", flush=True))
+    report = run_ladder(
+        LadderOptions(faults=False, deepspeed=False), lambda rung: print(f"  {rung} ...", flush=True)
+    )
     assemble(report, outcome)
     print_table(report)
     demo.say("Write the report")

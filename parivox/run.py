@@ -1,6 +1,7 @@
 """A run folder: what it holds, who works in it, and where training goes on.
 
 RUN/hparams.yaml      hyperparameters, fixed once the run has begun
+RUN/deepspeed.json    the DeepSpeed config, where one was given; fixed as well
 RUN/checkpoints/      step-00000100.safetensors, ...
 RUN/metrics.jsonl     one line an update
 RUN/tensorboard/      the same for TensorBoard
@@ -20,10 +21,12 @@ from typing import Any
 
 import numpy as np
 
-from parivox.backend import TrainArrays
+from parivox.backend import first_arrays
 from parivox.checkpoint import Checkpoint, CheckpointMeta, latest_checkpoint, load_weights, save_checkpoint
+from parivox.deepspeed_config import TrainConfig
 from parivox.errors import ConfigError
 from parivox.hparams import DenoiserHParams, check_same_run
+from parivox.run_config import CONFIG_FILE, config_of, own_config, read_config, write_config
 from parivox.weights import Initialization, initial_denoiser
 
 MODEL = "denoiser"
@@ -37,11 +40,15 @@ class Run:
         folder: the run folder.
         hp: its hyperparameters.
         checkpoint: where training goes on; of step 0 in a new run.
+        config: how it is trained.
+        given: the DeepSpeed config as it was given; None where the hyperparameters' own is used.
     """
 
     folder: Path
     hp: DenoiserHParams
     checkpoint: Checkpoint
+    config: TrainConfig
+    given: dict[str, Any] | None = None
 
 
 @contextmanager
@@ -78,6 +85,8 @@ def open_run(
     init: Initialization,
     keep: int,
     message: Callable[[str], None],
+    deepspeed: Path | None = None,
+    world_size: int = 1,
 ) -> Run:
     """Begin a run, or find where it stands.
 
@@ -88,9 +97,11 @@ def open_run(
         init: initial weights of a new run.
         keep: ordinary checkpoints to keep.
         message: gets lines about damaged checkpoints.
+        deepspeed: a DeepSpeed config file; None takes the run's own, or that of the hyperparameters.
+        world_size: data-parallel ranks.
 
     Raises:
-        ConfigError: hyperparameters or seed differ from the run's own.
+        ConfigError: hyperparameters, DeepSpeed config or seed differ from the run's own.
         CheckpointError: no checkpoint is whole.
     """
     settings = folder / "hparams.yaml"
@@ -106,11 +117,19 @@ def open_run(
     hp = hp or DenoiserHParams()
     if found is not None and stored is not None:
         _check_width(hp, stored, settings)
-        return Run(folder, hp, found)
+        given = own_config(folder, found.meta.extra.get("deepspeed"), deepspeed)
+        path = None if given is None else folder / CONFIG_FILE
+        return Run(folder, hp, found, config_of(hp, path, world_size), given)
+    # All is read before anything is written: a mistake leaves no run behind.
+    config = config_of(hp, deepspeed, world_size)
     hp.save(settings)
-    first = _first_checkpoint(hp, seed or 0, init)
+    given = None
+    if deepspeed is not None:
+        given = read_config(deepspeed)
+        write_config(folder, given)
+    first = _first_checkpoint(hp, seed or 0, init, config, given)
     save_checkpoint(folder, first, keep=keep)
-    return Run(folder, hp, first)
+    return Run(folder, hp, first, config, given)
 
 
 def _stored(found: Checkpoint, seed: int | None, folder: Path) -> DenoiserHParams:
@@ -134,11 +153,12 @@ def _check_width(hp: DenoiserHParams, stored: DenoiserHParams, settings: Path) -
         )
 
 
-def _first_checkpoint(hp: DenoiserHParams, seed: int, init: Initialization) -> Checkpoint:
-    weights = initial_denoiser(seed, hp.unet_hidden_dim, init)
-    zeros = {name: np.zeros_like(array) for name, array in weights.items()}
-    arrays = TrainArrays(weights, zeros, {name: array.copy() for name, array in zeros.items()}, 0)
-    return Checkpoint(arrays, meta_of(hp, 0, 0, seed, writer={"init": init}))
+def _first_checkpoint(
+    hp: DenoiserHParams, seed: int, init: Initialization, config: TrainConfig, given: dict[str, Any] | None
+) -> Checkpoint:
+    arrays = first_arrays(initial_denoiser(seed, hp.unet_hidden_dim, init), config.optimizer)
+    extra = {} if given is None else {"deepspeed": given}
+    return Checkpoint(arrays, meta_of(hp, 0, 0, seed, writer={"init": init}, config=config, extra=extra))
 
 
 def meta_of(
@@ -150,16 +170,31 @@ def meta_of(
     writer: dict[str, Any] | None = None,
     permanent: bool = False,
     extra: dict[str, Any] | None = None,
+    config: TrainConfig | None = None,
+    updates: int | None = None,
 ) -> CheckpointMeta:
-    """The metadata of a denoiser checkpoint; `records` is the position in the data stream."""
-    schedule = {**hp.deepspeed_config["scheduler"], "last_batch_iteration": step - 1}
+    """The metadata of a denoiser checkpoint.
+
+    Args:
+        hp: hyperparameters of the run.
+        step: batches used so far.
+        records: position in the data stream.
+        seed: of the run.
+        writer: what wrote it.
+        permanent: never deleted.
+        extra: anything else.
+        config: how the run is trained; None where the hyperparameters' own config is used.
+        updates: updates made so far; None where every batch made one.
+    """
+    scheduler = (config.deepspeed if config else hp.deepspeed_config).get("scheduler", {"type": None})
+    iteration = (step if updates is None else updates) - 1
     return CheckpointMeta(
         model=MODEL,
         step=step,
         data_position={"records": records},
         seed=seed,
         hparams=hp.to_dict(),
-        schedule=schedule,
+        schedule={**scheduler, "last_batch_iteration": iteration},
         writer=writer or {},
         permanent=permanent,
         extra=extra or {},

@@ -29,6 +29,7 @@ from parivox.features import SAMPLE_RATE
 from parivox.hparams import DenoiserHParams
 from parivox.progress import TrainProgress
 from parivox.run import Run, locked, meta_of, open_run
+from parivox.run_config import config_of
 from parivox.runlog import RunLog, read_metrics, write_summary
 from parivox.weights import Initialization
 
@@ -38,10 +39,13 @@ SILENT_RATIO = 0.01
 SILENT_STEPS = 10
 """Updates in a row that must be silent before a warning."""
 
+SKIPPED_STEPS = 20
+"""Updates in a row that float16 must skip before a warning; a scale of 2^16 reaches 1 within 16."""
+
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """How to train, apart from the hyperparameters; nothing here changes the result of an update.
+    """How to train, apart from the hyperparameters; but for the DeepSpeed config nothing here changes an update.
 
     Attributes:
         stop_at: updates after which to stop although the schedule goes on; None goes to `max_steps`.
@@ -52,6 +56,7 @@ class TrainOptions:
         keep: ordinary checkpoints to keep.
         permanent_every: updates between checkpoints that are kept for good; 0 keeps none.
         eval_every: updates between evaluations; 0 evaluates at the end alone.
+        deepspeed_config: DeepSpeed config of a new run; None takes the run's own, or that of the hyperparameters.
 
     Raises:
         ConfigError: a number is out of range.
@@ -65,6 +70,7 @@ class TrainOptions:
     keep: int = 3
     permanent_every: int = 0
     eval_every: int = 500
+    deepspeed_config: Path | None = None
 
     def __post_init__(self) -> None:
         """Refuse numbers that make no sense, before a run folder is touched."""
@@ -90,10 +96,19 @@ def train_denoiser(
     """
     options = options or TrainOptions()
     if not (folder / "hparams.yaml").exists() and not list_checkpoints(folder):
+        config_of(hp or DenoiserHParams(), options.deepspeed_config)
         _check_data(hp or DenoiserHParams())
     with ExitStack() as stack:
         stack.enter_context(locked(folder))
-        run = open_run(folder, hp, seed=options.seed, init=options.init, keep=options.keep, message=print)
+        run = open_run(
+            folder,
+            hp,
+            seed=options.seed,
+            init=options.init,
+            keep=options.keep,
+            message=print,
+            deepspeed=options.deepspeed_config,
+        )
         last = min(options.stop_at or run.hp.max_steps, run.hp.max_steps)
         progress = stack.enter_context(TrainProgress(last, run.checkpoint.meta.step))
         return _Loop(run, backend, options, progress).go(stack)
@@ -117,6 +132,7 @@ class _Loop:
         self.position: int = meta.data_position["records"]
         self.saved = meta.step
         self.silence = _SilenceWatch(progress.message)
+        self.overflows = _OverflowWatch(progress.message)
         self.held_out: list[TrainBatch] = []
         self.evaluated: dict[str, Any] | None = None
         self.stopped_by: str | None = None
@@ -129,12 +145,21 @@ class _Loop:
         say(
             f"{begun} {self.run.folder} from step {self.step} to {self.last}, {about['backend']} on {about['device']}"
         )
-        self.held_out = validation_batches(hp, seed=self.seed, batch_size=hp.batch_size_per_gpu, message=say)
+        config = self.run.config
+        rows = config.micro_batch_size
+        self.held_out = validation_batches(hp, seed=self.seed, batch_size=rows, message=say)
         self.skipped |= dict(pair for batch in self.held_out for pair in batch.skipped)
         self.log = stack.enter_context(RunLog(self.run.folder, resume_step=self.step))
-        self.state = self.backend.create_state(hp, self.run.checkpoint.arrays)
+        self.state = self.backend.create_state(hp, self.run.checkpoint.arrays, config)
         stream = stack.enter_context(
-            open_stream(hp, seed=self.seed, start=self.position, workers=self.options.workers, message=say)
+            open_stream(
+                hp,
+                seed=self.seed,
+                start=self.position,
+                workers=self.options.workers,
+                batch_size=config.train_batch_size // config.world_size,
+                message=say,
+            )
         )
         with _signals(self._ask_to_stop):
             while self.step < self.last and self.stopped_by is None:
@@ -170,6 +195,9 @@ class _Loop:
             "audio_per_second": audio / seconds,
             "seconds": seconds,
         }
+        if self.run.config.loss_scale is not None:
+            scalars |= {"loss_scale": result.loss_scale, "overflow": float(result.skipped)}
+            self.overflows.see(self.step, result)
         self.log.write(self.step, {**scalars, "backend": self.backend.name})
         self.progress.update(
             self.step,
@@ -179,7 +207,8 @@ class _Loop:
             audio_seconds=audio,
             wait_seconds=waited,
         )
-        self.silence.see(self.step, result.energy_ratio)
+        if not result.skipped:
+            self.silence.see(self.step, result.energy_ratio)
 
     def _evaluate(self) -> None:
         folder = self.run.folder / "eval" / f"step-{self.step:08d}"
@@ -197,6 +226,8 @@ class _Loop:
         return every > 0 and self.step > 0 and self.step % every == 0
 
     def _save(self) -> Path:
+        arrays = self.backend.export_state(self.state)
+        given = {} if self.run.given is None else {"deepspeed": self.run.given}
         meta = meta_of(
             self.run.hp,
             self.step,
@@ -204,9 +235,10 @@ class _Loop:
             self.seed,
             writer=self.backend.describe(),
             permanent=self._permanent,
-            extra={"skipped": self.skipped},
+            extra={"skipped": self.skipped, **given},
+            config=self.run.config,
+            updates=arrays.step,
         )
-        arrays = self.backend.export_state(self.state)
         self.log.sync()
         path = save_checkpoint(self.run.folder, Checkpoint(arrays, meta), keep=self.options.keep)
         self.saved = self.step
@@ -279,6 +311,21 @@ class _SilenceWatch:
                 f" {SILENT_STEPS} updates); the L1 loss rewards silence at high rates: lower max_lr and start again"
             )
         self._warned = silent
+
+
+class _OverflowWatch:
+    """Warns when float16 has skipped many updates in a row: no loss scale then mends it."""
+
+    def __init__(self, message: Callable[[str], None]):
+        self._message, self._count = message, 0
+
+    def see(self, step: int, result: StepResult) -> None:
+        self._count = self._count + 1 if result.skipped else 0
+        if self._count and self._count % SKIPPED_STEPS == 0:
+            self._message(
+                f"warning: at step {step} the last {self._count} updates were skipped, since gradients overflow float16"
+                f" (loss {result.loss:g}, loss scale {result.loss_scale:g}); lower max_lr, or train with bf16"
+            )
 
 
 @contextmanager

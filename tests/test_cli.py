@@ -104,6 +104,7 @@ def test_python_m_parivox_is_the_command():
 def test_the_words_of_the_options_are_those_of_the_backends():
     assert get_args(get_args(options.BackendOption)[0])[0] == backend.BackendName
     assert options.PrecisionOption == backend.Precision
+    assert options.DtypeOption == backend.Dtype
 
 
 # Errors

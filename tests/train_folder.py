@@ -16,6 +16,7 @@ import numpy as np
 from parivox.audio import peak_normalize
 from parivox.backend import Backend, Batch, NamedArrays, StepResult, TrainArrays, get_backend
 from parivox.checkpoint import latest_checkpoint
+from parivox.deepspeed_config import TrainConfig
 from parivox.hparams import DenoiserHParams, HParams
 from parivox.runlog import read_metrics
 from parivox.schedule import from_deepspeed
@@ -108,7 +109,9 @@ class ToyBackend:
     def describe(self) -> dict[str, str]:
         return {"backend": "jax", "device": "none"}
 
-    def create_state(self, hp: HParams, arrays: TrainArrays) -> dict[str, Any]:
+    def create_state(
+        self, hp: HParams, arrays: TrainArrays, config: TrainConfig | None = None
+    ) -> dict[str, Any]:
         groups = {g: {k: v.copy() for k, v in getattr(arrays, g).items()} for g in GROUPS}
         return {**groups, "step": arrays.step, "rate": from_deepspeed(hp.deepspeed_config)}
 

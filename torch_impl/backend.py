@@ -7,13 +7,23 @@ import importlib.util
 import numpy as np
 import torch
 
-from parivox.backend import Batch, Dtype, NamedArrays, Precision, StepResult, TrainArrays
+from parivox.backend import (
+    Batch,
+    Dtype,
+    NamedArrays,
+    Precision,
+    StepResult,
+    TrainArrays,
+    check_moments,
+    check_rows,
+)
+from parivox.deepspeed_config import TrainConfig, resolve
 from parivox.errors import BackendError
 from parivox.hparams import DenoiserHParams
 from torch_impl.infer import DenoiserModel, load_denoiser
 from torch_impl.optim import AdamState
 from torch_impl.train_step import PlainState, TrainState, make_eval, make_step
-from torch_impl.weights import from_arrays, to_arrays
+from torch_impl.weights import from_arrays
 
 __all__ = ["TorchBackend", "create_backend"]
 
@@ -46,42 +56,47 @@ class TorchBackend:
             text["deepspeed"] = version("deepspeed")
         return text
 
-    def create_state(self, hp: DenoiserHParams, arrays: TrainArrays) -> TrainState:
+    def create_state(
+        self, hp: DenoiserHParams, arrays: TrainArrays, config: TrainConfig | None = None
+    ) -> TrainState:
         """A training state on the device from named arrays.
 
         Raises:
-            BackendError: float32 training needs DeepSpeed and it is not installed.
+            BackendError: float32 training needs DeepSpeed and it is not installed, or DeepSpeed cannot do on this
+                device what the config asks for.
         """
+        config = config or resolve(hp.deepspeed_config, hparams=hp)
         hidden = hp.unet_hidden_dim
+        check_moments(arrays, config.optimizer)
         params, exp_avg, exp_avg_sq = (
-            from_arrays(tree, hidden, self.dtype, what, self.device)
+            from_arrays(tree, hidden, self.dtype, what, self.device) if tree else {}
             for tree, what in (
                 (arrays.weights, "the checkpoint"),
                 (arrays.exp_avg, "the checkpoint's exp_avg"),
                 (arrays.exp_avg_sq, "the checkpoint's exp_avg_sq"),
             )
         )
-        adam = AdamState(arrays.step, exp_avg, exp_avg_sq)
         if self.dtype == torch.float64:
-            return PlainState(params, adam, hidden, hp.deepspeed_config)
+            if config.precision != "fp32":
+                raise BackendError(
+                    f"float64 does not go with {config.precision}; use float32, or an fp32 config"
+                )
+            return PlainState(params, AdamState(arrays.step, exp_avg, exp_avg_sq), hidden, config)
         if not importlib.util.find_spec("deepspeed"):
             raise BackendError("training on torch needs DeepSpeed; run: pip install 'parivox[deepspeed]'")
         from torch_impl.engine import DeepSpeedState
 
-        return DeepSpeedState(params, adam, hidden, hp.deepspeed_config, self.device.type)
+        return DeepSpeedState(params, arrays, hidden, config, self.device.type)
 
     def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, StepResult]:
         """One update."""
+        check_rows(batch, state.config)
         state, metrics = self._step(state, self._put(batch["noisy"]), self._put(batch["target"]))
         return state, StepResult(**metrics)
 
     def export_state(self, state: TrainState) -> TrainArrays:
         """The state as named arrays on the host."""
-        adam = state.adam
-        weights = dict(state.module.named_parameters())
-        return TrainArrays(
-            to_arrays(weights), to_arrays(adam.exp_avg), to_arrays(adam.exp_avg_sq), adam.count
-        )
+        return state.export()
 
     def evaluate(self, state: TrainState, batch: Batch) -> tuple[float, np.ndarray]:
         """Loss of a batch and the output, without an update."""

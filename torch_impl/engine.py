@@ -8,21 +8,28 @@ from __future__ import annotations
 import fcntl
 import io
 import logging
+import math
 import os
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from parivox.backend import TrainArrays, moments_of
 from parivox.caches import extensions_folder
+from parivox.deepspeed_config import TrainConfig
 from parivox.errors import BackendError
-from torch_impl.optim import AdamState
-from torch_impl.train_step import bind
+from parivox.loss_scale import LossScale, restored_scale
+from parivox.schedule import rates_from_deepspeed
+from torch_impl.optim import global_norm
+from torch_impl.train_step import Update, bind
 from torch_impl.weights import Params
 
 QUIET = 1_000_000_000
@@ -128,56 +135,121 @@ def single_process_world() -> Iterator[None]:
             os.environ.pop(name, None)
 
 
-class DeepSpeedState:
-    """A denoiser under `deepspeed.initialize` with the given config, at a given step."""
+MOMENTS = {"sgd": {"exp_avg": "momentum_buffer"}}
+"""Optimizer -> group of a checkpoint -> what the optimizer calls it, where that is another name."""
 
-    def __init__(self, params: Params, adam: AdamState, hidden: int, config: Mapping[str, Any], device: str):
+AT_MINIMUM = "loss scale already at minimum"
+"""What DeepSpeed's error says when a float16 run cannot go on."""
+
+
+def refuse(accelerator: Any, config: TrainConfig) -> None:
+    """Refuse what DeepSpeed cannot do on its device, before it fails in words of its own.
+
+    Raises:
+        BackendError: naming what is missing and the remedies.
+    """
+    if accelerator.device_name() != "cpu":
+        return
+    kind = config.optimizer.kind
+    if kind in ("lion", "lamb"):
+        raise BackendError(
+            f"DeepSpeed has no CPU kernel of the optimizer '{kind}' (\"This op had not been implemented on CPU"
+            ' backend"); use a GPU, or --backend jax'
+        )
+    if config.precision == "fp16" and not accelerator.is_fp16_supported():
+        raise BackendError(
+            'DeepSpeed does no float16 on this CPU ("Type fp16 is not supported on your device."); use bf16, a GPU,'
+            " or --backend jax"
+        )
+
+
+class DeepSpeedState:
+    """A denoiser under `deepspeed.initialize` with the given config, at a given step.
+
+    In float32 without ZeRO the norm is taken here and a batch that is not finite never reaches the engine. Elsewhere
+    the gradients are the engine's alone, and it is the engine that skips the update.
+    """
+
+    def __init__(self, params: Params, arrays: TrainArrays, hidden: int, config: TrainConfig, device: str):
         deepspeed = import_deepspeed(device)
-        self.module = bind(hidden, params)
-        with single_process_world(), talk_to_log():
+        refuse(deepspeed.accelerator.get_accelerator(), config)
+        self.config = config
+        self.module = bind(hidden, params, config.checkpoint_activations)
+        with single_process_world(), talk_to_log(), warnings.catch_warnings():
+            # Of ZeRO's own imports.
+            warnings.filterwarnings("ignore", r"`torch\.jit\.", DeprecationWarning)
             self.engine, self._optimizer, _, self._scheduler = deepspeed.initialize(
                 model=self.module,
                 model_parameters=list(self.module.parameters()),
-                config={**config, "steps_per_print": QUIET},
+                config={**config.deepspeed, "steps_per_print": QUIET},
             )
+        global _kernel_user
+        _kernel_user = None  # DeepSpeed's half-precision wrapper has stepped once
         self._key = object()
-        self._restore(adam)
+        self._plain = config.precision == "fp32" and config.zero_stage == 0
+        self._count, self._skipped = arrays.step, arrays.skipped
+        self._at_boundary = True
+        self._head_start = 0 if config.precision == "fp32" or config.zero_stage else 1
+        self._betas = rates_from_deepspeed(config.deepspeed).betas
+        self._kinds = {
+            g: MOMENTS.get(config.optimizer.kind, {}).get(g, g) for g in moments_of(config.optimizer)
+        }
+        self._restore(arrays)
 
-    def _restore(self, adam: AdamState) -> None:
-        parameters = dict(self.module.named_parameters())
-        for name, parameter in parameters.items():
-            self._optimizer.state[parameter] = {
-                "step": adam.count,
-                "exp_avg": adam.exp_avg[name],
-                "exp_avg_sq": adam.exp_avg_sq[name],
-            }
-        self.engine.global_steps = adam.count
-        if adam.count:
+    def _restore(self, arrays: TrainArrays) -> None:
+        from torch_impl.sharding import MASTER, put_arrays
+
+        kinds = {MASTER: arrays.weights}
+        # SGD's momentum begins with the first gradient: at the beginning it must not be there.
+        if self._count or self._head_start:
+            kinds |= {kind: getattr(arrays, group) for group, kind in self._kinds.items()}
+        put_arrays(self.engine, kinds, self._count)
+        self.engine.global_steps = self._count
+        if self._count and self._scheduler is not None:
             # Where the engine would stand after `count` updates: the scheduler has stepped as often.
-            self._scheduler.step(adam.count - 1)
+            self._scheduler.step(self._count - 1)
+        if self.config.loss_scale is not None and not self.config.loss_scale.static:
+            found, scaler = restored_scale(self.config.loss_scale, arrays.scaler), self._scaler
+            scaler.cur_scale, scaler.cur_iter, scaler.last_overflow_iter = found.scale, found.good, -1
+            if self.config.zero_stage:
+                scaler.cur_hysteresis = found.hysteresis
+
+    @property
+    def _scaler(self) -> Any:
+        """What holds the engine's loss scale."""
+        return self._optimizer.loss_scaler if self.config.zero_stage else self._optimizer.loss_scale_config
+
+    @property
+    def _scale(self) -> float:
+        return float(self._scaler.cur_scale) if self.config.precision == "fp16" else 1.0
 
     def _take_kernel(self) -> None:
         global _kernel_user
         if _kernel_user is not self._key:
-            self._replay_bias_correction(self.engine.global_steps)
+            self._replay_bias_correction(self._count + self._head_start)
         _kernel_user = self._key
 
     def _replay_bias_correction(self, count: int) -> None:
         # The CPU kernel keeps beta^t as a float32 product that grows by one factor a step. Who comes to it at
         # another t than the next, as a run that goes on or a second state of one process does, gets pow(beta, t)
         # instead, and the weights differ in the last bit from those of a run that was alone and not interrupted.
-        # Stepping an empty tensor through all t updates rebuilds the product.
-        if next(self.module.parameters()).device.type != "cpu":
+        # Stepping an empty tensor through all t updates rebuilds the product. Betas that OneCycle moves are replayed
+        # as they were: where they stand still for two updates, there is a product as well.
+        optimizer = getattr(self._optimizer, "optimizer", self._optimizer)
+        if self.engine.device.type != "cpu" or not hasattr(optimizer, "multi_tensor_adam"):
             return
-        optimizer, group = self._optimizer, self._optimizer.param_groups[0]
+        group = optimizer.param_groups[0]
         empty = [[torch.zeros(0)] for _ in range(4)]
+        betas = [group["betas"]] * count
+        if self._betas is not None:
+            betas = self._betas(np.maximum(np.arange(count) - self._head_start, 0)).tolist()
         for step in range(1, count + 1):
             optimizer.multi_tensor_adam(
                 2048 * 32,
                 optimizer._dummy_overflow_buf,
                 empty,
                 0.0,
-                *group["betas"],
+                *betas[step - 1],
                 group["eps"],
                 step,
                 optimizer.adam_w_mode,
@@ -185,33 +257,86 @@ class DeepSpeedState:
                 0.0,
             )
 
-    @property
-    def adam(self) -> AdamState:
-        """Updates made and moments, from the engine's optimizer."""
-        state = self._optimizer.state
-        named = dict(self.module.named_parameters())
-        return AdamState(
-            self.engine.global_steps,
-            {name: state[p]["exp_avg"] for name, p in named.items()},
-            {name: state[p]["exp_avg_sq"] for name, p in named.items()},
-        )
+    def forward(self, noisy: Tensor) -> Tensor:
+        """The denoised batch."""
+        return self.module(noisy) if self._plain else self.engine(noisy)
 
-    def backward(self, loss: Tensor) -> dict[str, Tensor]:
-        """Compute the gradients through the engine, by parameter name."""
-        self.engine.backward(loss)
-        return {name: p.grad for name, p in self.module.named_parameters() if p.grad is not None}
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of one micro batch through the engine."""
+        if not self._at_boundary:
+            self.engine.step()  # counts the micro batch before; nothing is updated
+        self._at_boundary = False
+        # Without ZeRO the engine (0.19) divides the gradients by the loss scale and never multiplies the loss by it.
+        self.engine.backward(loss * self._scale if self.config.zero_stage == 0 and self._scale != 1 else loss)
 
-    def update(self) -> float:
-        """Let the engine clip, step the optimizer, then the scheduler; returns the rate that was used."""
-        rate = self._optimizer.param_groups[0]["lr"]
+    def update(self, loss: Tensor) -> Update:
+        """Let the engine clip, step the optimizer, then the scheduler."""
+        rate, scale = float(self._optimizer.param_groups[0]["lr"]), self._scale
+        self._at_boundary = True
+        if not self._plain:
+            return self._update_by_engine(bool(torch.isfinite(loss)), rate, scale)
+        grads = {name: p.grad for name, p in self.module.named_parameters() if p.grad is not None}
+        norm = global_norm(grads)
+        finite = bool(torch.isfinite(loss) & torch.isfinite(norm))
+        if finite:
+            self._step()
+        else:
+            self.engine.optimizer.zero_grad()
+            steps = self.config.accumulation_steps
+            self.engine.micro_steps = self.engine.micro_steps // steps * steps
+        return Update(norm.item(), rate, finite)
+
+    def _step(self) -> None:
         self._take_kernel()
         self.engine.step()
-        return float(rate)
+        self._count += 1
 
-    def discard(self) -> float:
-        """Drop the gradients."""
-        self.engine.optimizer.zero_grad()
-        return float(self._optimizer.param_groups[0]["lr"])
+    def _update_by_engine(self, finite: bool, rate: float, scale: float) -> Update:
+        self._take_kernel()
+        half = self.config.precision == "fp16"
+        try:
+            self.engine.step()
+        except Exception as error:
+            if AT_MINIMUM not in str(error):
+                raise
+            self.engine.zero_grad()
+            return Update(math.inf, rate, False, False, scale)
+        norm = float(self.engine.get_global_grad_norm())
+        if self._optimizer.overflow:
+            self._skipped += half
+            return Update(math.inf, rate, half, half, scale)
+        self._count += 1
+        # Without ZeRO the engine's number is divided by the scale of the next update.
+        return Update(
+            norm if self.config.zero_stage else norm * self._scale / scale, rate, finite, False, scale
+        )
+
+    def export(self) -> TrainArrays:
+        """The state as named arrays on the host, whole at any stage of ZeRO; every process must ask for it."""
+        from torch_impl.sharding import MASTER, full_arrays
+
+        found = full_arrays(self.engine, [MASTER, *self._kinds.values()])
+        weights = found[MASTER]
+        groups = {}
+        for group in ("exp_avg", "exp_avg_sq"):
+            kept = found[self._kinds[group]] if group in self._kinds else {}
+            empty = group in self._kinds and not kept
+            if empty and self._count:
+                raise RuntimeError(f"DeepSpeed's optimizer has lost its {group}")
+            # Before the first update it has none yet.
+            groups[group] = {k: np.zeros_like(w) for k, w in weights.items()} if empty else kept
+        return TrainArrays(weights, **groups, step=self._count, scaler=self._exported_scale())
+
+    def _exported_scale(self) -> dict[str, float]:
+        config = self.config.loss_scale
+        if config is None:
+            return {}
+        if config.static:
+            return LossScale(config.static, 0, config.hysteresis, self._skipped).to_dict()
+        scaler = self._scaler
+        good = scaler.cur_iter - scaler.last_overflow_iter - 1
+        left = getattr(scaler, "cur_hysteresis", config.hysteresis)
+        return LossScale(float(scaler.cur_scale), good, left, self._skipped).to_dict()
 
 
 if __name__ == "__main__":

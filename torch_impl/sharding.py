@@ -154,7 +154,7 @@ def _masters(optimizer: Any) -> Sequence[Tensor]:
     for name in ("single_partition_of_fp32_groups", "fp32_groups_flat_partition", "fp32_groups_flat"):
         if hasattr(optimizer, name):
             return getattr(optimizer, name)
-    return ()
+    return [master for group in getattr(optimizer, "fp32_groups", ()) for master in group]
 
 
 def _link(engine: Any) -> None:
@@ -165,8 +165,13 @@ def _link(engine: Any) -> None:
 
 
 def _stretch(engine: Any, parameter: Any) -> tuple[Tensor, int] | None:
-    """The flat float32 tensor that holds a whole parameter under a float16 or bfloat16 module without ZeRO."""
+    """The float32 tensor that holds a whole parameter under a float16 or bfloat16 module without ZeRO, and where."""
     optimizer = engine.optimizer
+    if hasattr(optimizer, "fp32_groups"):  # the wrapper of optimizers without a fused kernel: one tensor each
+        for masters, group in zip(optimizer.fp32_groups, optimizer.fp16_groups, strict=True):
+            for master, one in zip(masters, group, strict=True):
+                if one is parameter:
+                    return master, 0
     if not hasattr(optimizer, "fp32_groups_flat"):
         return None
     for flat, group in zip(optimizer.fp32_groups_flat, optimizer.fp16_groups, strict=True):
@@ -194,7 +199,7 @@ def _whole(engine: Any, parameter: Any, kind: str) -> Tensor | None:
         return parameter if key is None else state[parameter].get(key)
     flat, start = found
     source = flat if key is None else state[flat].get(key)
-    return None if source is None else source.narrow(0, start, parameter.numel()).view_as(parameter)
+    return None if source is None else source.view(-1).narrow(0, start, parameter.numel()).view_as(parameter)
 
 
 def _joined(engine: Any, parameter: Any) -> Tensor:
@@ -226,7 +231,7 @@ def _put(engine: Any, parameter: Any, kind: str, value: Tensor, count: int) -> N
         part = flat.narrow(0, there.start, there.numel)
         _of(inner, whole, kind, count).narrow(0, here.start, here.numel).copy_(part)
     elif (found := _stretch(engine, parameter)) is not None:
-        _of(inner, found[0], kind, count).narrow(0, found[1], flat.numel()).copy_(flat)
+        _of(inner, found[0], kind, count).view(-1).narrow(0, found[1], flat.numel()).copy_(flat)
     elif kind != MASTER:
         _of(inner, parameter, kind, count).copy_(value)
 

@@ -27,7 +27,9 @@ class Denoiser(nnx.Module):
         """Denoise; each row is peak-normalised first and the result stays at that scale."""
         x = peak_normalize(x)
         magnitude, cos, sin = magnitude_phase(stft(x, DENOISER_STFT)[..., :-1])
-        out = self.net(jnp.stack([magnitude, cos, sin], axis=-1))
+        # The network computes in the dtype of its weights, which may be half precision; the sound around it does not.
+        image = jnp.stack([magnitude, cos, sin], axis=-1).astype(self.net.input_proj.weight[...].dtype)
+        out = self.net(image).astype(x.dtype)
         mask = jax.nn.sigmoid(out[..., 0])
         re, im = jnp.tanh(out[..., 1]), jnp.tanh(out[..., 2])
         # The 1e-7 keeps the gradient finite where the network answers with no direction at all.

@@ -17,6 +17,11 @@ from jax_impl.precision import operands, spread, total
 __all__ = ["Conv2d", "GELU", "GroupNorm", "downsample", "upsample"]
 
 
+def _wide(x: jax.Array) -> jax.Array:
+    # What is not a convolution is computed in float32 at least and rounded once, as torch does with half precision.
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 class Conv2d(nnx.Module):
     """Stride-1 2-D convolution with zero padding that keeps the size; odd square kernels."""
 
@@ -36,7 +41,7 @@ class Conv2d(nnx.Module):
             padding=((pad, pad), (pad, pad)),
             dimension_numbers=("NHWC", "OIHW", "NHWC"),
         )
-        return y.astype(x.dtype) + spread(self.bias[...], y.shape)
+        return (_wide(y.astype(x.dtype)) + spread(_wide(self.bias[...]), y.shape)).astype(x.dtype)
 
 
 class GroupNorm(nnx.Module):
@@ -53,13 +58,14 @@ class GroupNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "b f n c"]) -> Float[Array, "b f n c"]:
         """Normalise over frequency, frames and the channels of a group."""
-        grouped = x.reshape(*x.shape[:3], self.groups, -1)
+        grouped = _wide(x).reshape(*x.shape[:3], self.groups, -1)
         axes, shape = (1, 2, 4), grouped.shape
         count = shape[1] * shape[2] * shape[4]
         centred = grouped - spread(total(grouped, axes) / count, shape)
         variance = total(centred**2, axes) / count
         y = (centred * spread(jax.lax.rsqrt(variance + self.eps), shape)).reshape(x.shape)
-        return y * spread(self.weight[...], x.shape) + spread(self.bias[...], x.shape)
+        y = y * spread(_wide(self.weight[...]), x.shape) + spread(_wide(self.bias[...]), x.shape)
+        return y.astype(x.dtype)
 
 
 class GELU(nnx.Module):
@@ -67,7 +73,7 @@ class GELU(nnx.Module):
 
     def __call__(self, x: Float[Array, "b f n c"]) -> Float[Array, "b f n c"]:
         """Apply the activation."""
-        return jax.nn.gelu(x, approximate=False)
+        return jax.nn.gelu(_wide(x), approximate=False).astype(x.dtype)
 
 
 def downsample(x: Float[Array, "b f n c"]) -> Float[Array, "b f2 n2 c"]:

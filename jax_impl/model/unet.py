@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
@@ -67,10 +68,14 @@ class UNet(nnx.Module):
     """Image to image, any size: padded with zeros to multiples of 16 right and below, and cut again.
 
     Channels go hidden -> 2, 4, 8, 16 x hidden in the encoder and back in the decoder.
+
+    Attributes:
+        checkpointed: compute the inside of each block again in the backward pass instead of keeping it.
     """
 
     def __init__(self, channels_in: int, channels_out: int, hidden: int):
         widths = [hidden * 2**i for i in range(5)]
+        self.checkpointed = False
         self.input_proj = Conv2d(channels_in, hidden, 3)
         self.encoder_blocks = nnx.List(
             [UNetBlock(widths[i], widths[i + 1], "down") for i in range(4)],
@@ -88,10 +93,15 @@ class UNet(nnx.Module):
         x = self.input_proj(x)
         skips = []
         for block in self.encoder_blocks:
-            x, skip = block(x)
+            x, skip = self._run(block, x)
             skips.append(skip)
         for block in self.middle_blocks:
-            x, _ = block(x)
+            x, _ = self._run(block, x)
         for block in self.decoder_blocks:
-            x, _ = block(x, skips.pop())
+            x, _ = self._run(block, x, skips.pop())
         return _apply(self.head, x)[:, :f, :n]
+
+    def _run(self, block: UNetBlock, *images: Array) -> tuple[Array, Array]:
+        return (
+            jax.checkpoint(lambda *images: block(*images))(*images) if self.checkpointed else block(*images)
+        )

@@ -14,6 +14,7 @@ NO_HINT = tyro.conf.arg(help_behavior_hint="")
 BackendOption = Annotated[Literal["jax", "torch"] | None, NO_HINT]
 DeviceOption = Literal["auto", "cpu", "gpu", "cuda", "tpu"]
 PrecisionOption = Literal["highest", "tf32", "bf16"]
+DtypeOption = Literal["float32", "float64"]
 
 CountOption = Annotated[int | None, NO_HINT]
 FolderOption = Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")]

@@ -11,9 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from parivox.commands.options import BackendOption, CountOption, DeviceOption, FileOption, PrecisionOption
+from parivox.commands.options import (
+    NO_HINT,
+    BackendOption,
+    CountOption,
+    DeviceOption,
+    DtypeOption,
+    FileOption,
+    PrecisionOption,
+)
 from parivox.errors import ConfigError
-from parivox.hparams import DenoiserHParams
+from parivox.hparams import DenoiserHParams, check_same_run
 from parivox.presets import PRESETS, describe_preset, preset
 
 if TYPE_CHECKING:
@@ -73,6 +81,7 @@ class _TrainDenoiser:
         backend: What computes; by default what is installed, JAX first, or PARIVOX_BACKEND.
         device: Where it computes.
         precision: Arithmetic of convolutions and matrix products; highest is true float32.
+        dtype: What numbers are kept in. float64 is for comparing backends: CPU, slow, without DeepSpeed's engine.
         config: YAML file of hyperparameters for a new run.
         preset: Named hyperparameters for a new run.
         seed: Of initial weights and data; by default the run's own, or 0.
@@ -83,12 +92,16 @@ class _TrainDenoiser:
         keep: Checkpoints to keep.
         permanent_every: Steps between checkpoints that are kept for good; 0 for none.
         eval_every: Steps between evaluations on held-out speech; 0 for one at the end.
+        deepspeed_config: DeepSpeed config (JSON) of a new run: optimizer, schedule, batch, precision, ZeRO; either
+            backend trains by it.
+        dry_run: Print what would be done, with the schedule and the memory of each device, and do nothing.
     """
 
     run_dir: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     backend: BackendOption = None
     device: DeviceOption = "auto"
     precision: PrecisionOption = "highest"
+    dtype: DtypeOption = "float32"
     config: FileOption = None
     preset: PresetOption = None
     seed: CountOption = None
@@ -99,15 +112,20 @@ class _TrainDenoiser:
     keep: int = 3
     permanent_every: int = 0
     eval_every: int = 500
+    deepspeed_config: FileOption = None
+    dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff, NO_HINT] = False
 
     def run(self) -> int:
         """Train; returns the exit status."""
         hp = self.hparams()
         options = self._options()
+        if self.dry_run:
+            print(self._plan(hp), flush=True)
+            return 0
         from parivox.backend import get_backend
         from parivox.train import train_denoiser
 
-        backend = get_backend(self.backend, device=self.device, precision=self.precision)
+        backend = get_backend(self.backend, device=self.device, precision=self.precision, dtype=self.dtype)
         summary = train_denoiser(self.run_dir, backend, hp, options)
         if summary["stopped_by"]:
             return 128 + signal.Signals[summary["stopped_by"]].value
@@ -141,6 +159,25 @@ class _TrainDenoiser:
 
         names = (field.name for field in dataclasses.fields(TrainOptions))
         return TrainOptions(**{name: getattr(self, name) for name in names})
+
+    def _plan(self, hp: DenoiserHParams | None) -> str:
+        """What a dry run prints."""
+        from parivox import deepspeed_config
+        from parivox.dry_run import describe
+        from parivox.run_config import CONFIG_FILE, config_of, own_config, read_config
+
+        path, kept = self.deepspeed_config, self.run_dir / "hparams.yaml"
+        if kept.exists():
+            own = DenoiserHParams.load(kept)
+            if hp is not None:
+                check_same_run(own, hp, self.run_dir)
+            hp = own
+            begun = own_config(self.run_dir, None, path, restore=False)
+            path = None if begun is None else self.run_dir / CONFIG_FILE
+        hp = hp or DenoiserHParams()
+        config = config_of(hp, path)
+        given = hp.deepspeed_config if path is None else read_config(path)
+        return describe(hp, config, deepspeed_config.remarks(given, hparams=hp))
 
     def _next(self) -> str:
         return f"parivox enhance IN OUT --denoise-only --run {self.run_dir}"

@@ -28,7 +28,9 @@ class Denoiser(nn.Module):
         """Denoise; each row is peak-normalised first and the result stays at that scale."""
         x = peak_normalize(x)
         magnitude, cos, sin = magnitude_phase(stft(x, DENOISER_STFT)[..., :-1])
-        out = self.net(torch.stack([magnitude, cos, sin], dim=1)).to(x.dtype)
+        # The network computes in the dtype of its weights, which may be half precision; the sound around it does not.
+        image = torch.stack([magnitude, cos, sin], dim=1).to(self.net.input_proj.weight.dtype)
+        out = self.net(image).to(x.dtype)
         mask = torch.sigmoid(out[:, 0])
         re, im = torch.tanh(out[:, 1]), torch.tanh(out[:, 2])
         # The 1e-7 keeps the gradient finite where the network answers with no direction at all.

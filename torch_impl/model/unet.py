@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import pad
+from torch.utils.checkpoint import checkpoint
 
 from torch_impl.model.layers import GELU, Conv2d, GroupNorm, downsample, upsample
 
@@ -59,11 +61,15 @@ class UNet(nn.Module):
     """Image to image, any size: padded with zeros to multiples of 16 right and below, and cut again.
 
     Channels go hidden -> 2, 4, 8, 16 x hidden in the encoder and back in the decoder.
+
+    Attributes:
+        checkpointed: compute the inside of each block again in the backward pass instead of keeping it.
     """
 
     def __init__(self, channels_in: int, channels_out: int, hidden: int):
         super().__init__()
         widths = [hidden * 2**i for i in range(5)]
+        self.checkpointed = False
         self.input_proj = Conv2d(channels_in, hidden, 3)
         self.encoder_blocks = nn.ModuleList(
             [UNetBlock(widths[i], widths[i + 1], "down") for i in range(4)],
@@ -81,10 +87,15 @@ class UNet(nn.Module):
         x = self.input_proj(x)
         skips = []
         for block in self.encoder_blocks:
-            x, skip = block(x)
+            x, skip = self._run(block, x)
             skips.append(skip)
         for block in self.middle_blocks:
-            x, _ = block(x)
+            x, _ = self._run(block, x)
         for block in self.decoder_blocks:
-            x, _ = block(x, skips.pop())
+            x, _ = self._run(block, x, skips.pop())
         return self.head(x)[:, :, :f, :n]
+
+    def _run(self, block: nn.Module, *images: Tensor) -> tuple[Tensor, Tensor]:
+        if self.checkpointed and torch.is_grad_enabled():
+            return checkpoint(block, *images, use_reentrant=False)
+        return block(*images)

@@ -1,0 +1,147 @@
+"""The rungs of a DeepSpeed config's batch and precision: accumulation, bfloat16, and float16's loss scale."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from parity_tests import deepspeed_oracle, rungs_training
+from parity_tests.ladder import Finding, Ladder
+from parity_tests.result import Row, Skipped
+from parity_tests.rungs_model import worst_leaf
+from parity_tests.sides import Side
+from parivox import loss_scale
+from parivox.backend import TrainArrays, first_arrays
+from parivox.deepspeed_config import TrainConfig, resolve
+from parivox.weights import initial_denoiser
+
+UPDATES = 50
+"""Updates at a fixed global batch, however it is cut."""
+
+HALF_UPDATES = 30
+"""Updates in bfloat16."""
+
+GLOBAL_ROWS = 4
+STEPS = (1, 2, 4)
+"""Micro batches that the global batch is cut into."""
+
+SCALE = {
+    "enabled": True,
+    "initial_scale_power": 10,
+    "loss_scale_window": 5,
+    "hysteresis": 2,
+}
+OVERFLOWS = (2, 3, 9, 10, 11, 12, 13, 14, 30, 40, 41)
+"""Updates whose gradients are planted to overflow."""
+
+SCALE_UPDATES = 60
+
+
+def config_of(steps: int = 1, **entries: Any) -> TrainConfig:
+    """The narrow model's own config at the global batch, with some entries changed."""
+    written = {k: v for k, v in rungs_training.HPARAMS.deepspeed_config.items() if not k.startswith("train_")}
+    return resolve(
+        {**written, "train_batch_size": GLOBAL_ROWS, "gradient_accumulation_steps": steps, **entries}
+    )
+
+
+def data(seed: int, count: int) -> list[dict[str, np.ndarray]]:
+    """Global batches: two of the training rung's each."""
+    halves = rungs_training.batches(seed, 2 * count)
+    return [
+        {name: np.concatenate([one[name], other[name]]) for name in one}
+        for one, other in zip(halves[::2], halves[1::2], strict=True)
+    ]
+
+
+def train(
+    side: Side, config: TrainConfig, batches: Sequence[dict[str, np.ndarray]], seed: int
+) -> tuple[np.ndarray, TrainArrays]:
+    """One update for each batch; losses and the state at the end."""
+    hp = rungs_training.HPARAMS
+    begin = first_arrays(initial_denoiser(seed, hp.unet_hidden_dim), config.optimizer)
+    state, losses = side.backend.create_state(hp, begin, config), []
+    for batch in batches:
+        state, result = side.backend.step(state, batch)
+        losses.append(result.loss)
+    return np.array(losses), side.backend.export_state(state)
+
+
+def accumulation(ladder: Ladder, updates: int = UPDATES) -> Iterator[Finding]:
+    """The same global batch in one, two and four passes, on both backends, against one pass on each."""
+    batches = data(ladder.options.seed, updates)
+    for side in ladder.sides("float32"):
+        if not rungs_training.can_train(side):
+            yield Skipped("training", "DeepSpeed is not installed (pip install 'parivox[deepspeed]')")
+            continue
+        whole = train(side, config_of(1), batches, ladder.options.seed)
+        for steps in STEPS[1:]:
+            yield accumulation_row(ladder, side, steps, batches, whole)
+
+
+def accumulation_row(
+    ladder: Ladder,
+    side: Side,
+    steps: int,
+    batches: Sequence[dict[str, np.ndarray]],
+    whole: tuple[np.ndarray, TrainArrays],
+) -> Row:
+    """The worst loss of one way of cutting the batch, against the batch in one pass."""
+    losses, end = train(side, config_of(steps), batches, ladder.options.seed)
+    error = rungs_training.worst_loss(losses, whole[0])
+    note = f"worst weight tensor at the end {worst_leaf(end.weights, whole[1].weights):.1e}"
+    label = f"{len(batches)} updates in {steps} passes, {side.name}"
+    bound, dtype = ladder.bound("training", side.dtype), ladder.label(side.dtype)
+    return Row("training", label, f"{side.name}, 1 pass", error, bound, dtype, note)
+
+
+def bfloat16(ladder: Ladder, updates: int = HALF_UPDATES) -> Iterator[Finding]:
+    """Networks in bfloat16 with float32 master weights: JAX against the real engine."""
+    if len(ladder.backends) < 2 or not deepspeed_oracle.available():
+        yield Skipped("training", "bf16 compares JAX with DeepSpeed's engine; one of them is not here")
+        return
+    config, batches = config_of(bf16={"enabled": True}), data(ladder.options.seed, updates)
+    found = {side.name: train(side, config, batches, ladder.options.seed) for side in ladder.sides("float32")}
+    error = rungs_training.worst_loss(found["jax"][0], found["torch"][0])
+    drift = worst_leaf(found["jax"][1].weights, found["torch"][1].weights)
+    note = f"the config's bf16; torch through DeepSpeed's engine; worst weight tensor at the end {drift:.1e}"
+    bound = ladder_bound("bf16 master weights")
+    yield Row("training", f"worst loss of {updates} updates, jax", "torch", error, bound, "bfloat16", note)
+
+
+def ladder_bound(name: str) -> float:
+    """The bound of a kind of half-precision training; the arithmetic of the rest does not matter to it."""
+    from parity_tests.tolerances import bound
+
+    return bound("training", name)
+
+
+def loss_scales(ladder: Ladder) -> Iterator[Finding]:
+    """The scale before every update, with overflows planted, against the engine's float16 optimizers."""
+    if not deepspeed_oracle.available():
+        yield Skipped("optimizer", "DeepSpeed is not installed (pip install 'parivox[deepspeed]')")
+        return
+    for stage in (0, 1):
+        yield loss_scale_row(ladder, stage)
+
+
+def loss_scale_row(ladder: Ladder, stage: int) -> Row:
+    """Updates whose scale, or whose being skipped, differs from the engine's."""
+    real = deepspeed_oracle.run_loss_scale(SCALE, stage, SCALE_UPDATES, OVERFLOWS)
+    config = config_of(fp16=SCALE, zero_optimization={"stage": stage}).loss_scale
+    assert config is not None
+    state, wrong = loss_scale.first_scale(config), 0
+    for update, (scale, skipped) in enumerate(real):
+        overflow = update in OVERFLOWS
+        wrong += (state.scale, overflow) != (scale, skipped)
+        after = (
+            loss_scale.after_overflow(state, config, stage)
+            if overflow
+            else loss_scale.after_update(state, config)
+        )
+        state = after or state
+    label = f"loss scale of float16, {SCALE_UPDATES} updates, ZeRO {stage}"
+    bound = ladder.bound("settings", "exact")
+    return Row("optimizer", label, "DeepSpeed's engine", wrong, bound, "", "updates that differ")
