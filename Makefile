@@ -46,10 +46,10 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 	@echo "Environment ready."
 
-# DeepSpeed compiles two C++ extensions at their first use: over two minutes, once for each user.
+# DeepSpeed compiles a C++ extension at its first use: a minute or two, once for each environment.
 # The compilation runs beside the first steps of a target, which need no DeepSpeed.
 define start_build
-echo "DeepSpeed's extensions are prepared in the background: 2 to 3 minutes the first time, then seconds."; \
+echo "DeepSpeed's extension is prepared in the background: a minute or two the first time, then seconds."; \
 $(BIN)/python -m torch_impl.engine </dev/null >$(BUILD_LOG) 2>&1 & build=$$!
 endef
 define await_build
@@ -65,7 +65,7 @@ $(BIN)/pyright --pythonpath $(BIN)/python
 endef
 
 deepspeed-ops: $(STAMP)
-	@echo "Compiling DeepSpeed's extensions: 2 to 3 minutes the first time, then seconds."
+	@echo "Compiling DeepSpeed's extension: a minute or two the first time, then seconds."
 	@$(BIN)/python -m torch_impl.engine
 
 demo: $(STAMP)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -38,6 +38,7 @@ class LadderOptions:
         faults: whether to plant faults as well.
         deepspeed: whether to compare all that a DeepSpeed config may ask for: every scheduler and optimizer,
             accumulation, half precision.
+        jobs: processes that share the work; None takes one for each CPU where all is computed on CPUs, else 1.
     """
 
     backends: tuple[BackendName, ...] | None = None
@@ -47,6 +48,7 @@ class LadderOptions:
     seed: int = 20
     faults: bool = True
     deepspeed: bool = True
+    jobs: int | None = 1
 
 
 @dataclass
@@ -139,17 +141,23 @@ class Ladder:
         return found
 
 
-def run_ladder(options: LadderOptions | None = None, say: Any = None) -> Report:
-    """Climb the ladder.
+@dataclass(frozen=True)
+class Rung:
+    """A part of the ladder.
 
-    Args:
-        options: what to compare.
-        say: called with the name of each rung as it begins.
-
-    Raises:
-        BackendError: a backend, device or precision that was asked for is missing.
-        ConfigError: the reference folder does not exist.
+    Attributes:
+        name: what is said when it begins.
+        climb: yields what it finds.
+        unit: rungs of one unit use each other's results, and are climbed in one process.
     """
+
+    name: str
+    climb: Callable[[Ladder], Iterator[Finding]]
+    unit: str
+
+
+def rungs_of(options: LadderOptions) -> list[Rung]:
+    """The rungs in the order of the report."""
     from parity_tests import (
         faults,
         rungs_exact,
@@ -162,36 +170,62 @@ def run_ladder(options: LadderOptions | None = None, say: Any = None) -> Report:
         rungs_training,
     )
 
-    ladder = Ladder(options or LadderOptions())
-    report = Report(machine=ladder.machine)
     rungs = [
-        ("settings", rungs_exact.settings),
-        ("learning rate", rungs_exact.learning_rate),
-        ("features", rungs_signal.features),
-        ("optimizer", rungs_optimizer.optimizer),
-        ("outputs", rungs_model.outputs),
-        ("gradients", rungs_model.gradients),
-        ("training", rungs_training.training),
-        ("checkpoint exchange", rungs_training.exchange),
+        Rung("settings", rungs_exact.settings, "signals"),
+        Rung("learning rate", rungs_exact.learning_rate, "signals"),
+        Rung("features", rungs_signal.features, "signals"),
+        Rung("optimizer", rungs_optimizer.optimizer, "signals"),
+        Rung("outputs", rungs_model.outputs, "model"),
+        Rung("gradients", rungs_model.gradients, "model"),
+        Rung("training", rungs_training.training, "training"),
+        Rung("checkpoint exchange", rungs_training.exchange, "training"),
     ]
-    if ladder.options.deepspeed:
+    if options.deepspeed:
         rungs += [
-            ("learning rate schedulers", rungs_schedule.schedulers),
-            ("all optimizers", rungs_optimizers.optimizers),
-            ("loss scale", rungs_precision.loss_scales),
-            ("accumulation", rungs_precision.accumulation),
-            ("bfloat16", rungs_precision.bfloat16),
+            Rung("learning rate schedulers", rungs_schedule.schedulers, "schedulers"),
+            Rung("all optimizers", rungs_optimizers.optimizers, "optimizers"),
+            Rung("loss scale", rungs_precision.loss_scales, "optimizers"),
+            Rung("accumulation", rungs_precision.accumulation, "precision"),
+            Rung("bfloat16", rungs_precision.bfloat16, "precision"),
         ]
-    if ladder.options.faults:
-        rungs.append(("planted faults", faults.faults))
-    for name, rung in rungs:
-        if say is not None:
-            say(name)
-        _collect(report, rung(ladder))
+    if options.faults:
+        rungs.append(Rung("planted faults", faults.faults, "model"))
+    return rungs
+
+
+def run_ladder(options: LadderOptions | None = None, say: Callable[[str], object] | None = None) -> Report:
+    """Climb the ladder.
+
+    Args:
+        options: what to compare.
+        say: called with the name of each rung as it begins.
+
+    Raises:
+        BackendError: a backend, device or precision that was asked for is missing.
+        ConfigError: the reference folder does not exist.
+    """
+    from parity_tests.climb import climb, job_count
+
+    options, say = options or LadderOptions(), say or (lambda name: None)
+    rungs = rungs_of(options)
+    ladder = Ladder(options)
+    jobs = job_count(options, len({rung.unit for rung in rungs}))
+    if jobs > 1:
+        machine, found = climb(options, rungs, jobs, say)
+    else:
+        machine, found = ladder.machine, [list(_announced(rung, ladder, say)) for rung in rungs]
+    report = Report(machine=machine)
+    for findings in found:
+        _collect(report, findings)
     return report
 
 
-def _collect(report: Report, findings: Iterator[Finding]) -> None:
+def _announced(rung: Rung, ladder: Ladder, say: Callable[[str], object]) -> Iterator[Finding]:
+    say(rung.name)
+    yield from rung.climb(ladder)
+
+
+def _collect(report: Report, findings: Iterable[Finding]) -> None:
     kinds: dict[type, list] = {Row: report.rows, Skipped: report.skipped, Figure: report.figures}
     for finding in findings:
         kinds[type(finding)].append(finding)

@@ -183,7 +183,7 @@ def _data(demo: Demo) -> DenoiserHParams:
 def _train(demo: Demo, name: BackendName, hp: DenoiserHParams) -> None:
     demo.say(f"Train a small denoiser for {hp.max_steps} steps on {TITLES[name]}")
     if name == "torch":
-        print("(once on each machine DeepSpeed compiles two extensions: 2 to 3 minutes)", flush=True)
+        print("(once on each machine DeepSpeed compiles an extension: a minute or two)", flush=True)
     folders = [word for n in FOLDERS for word in (f"--{n}-dir", str(getattr(hp, f"{n}_dir")))]
     words = ("--backend", name, "--preset", PRESET, "--seed", str(SEED))
     demo.call("train", "denoiser", str(demo.run_dir(name)), *words, *folders)
@@ -236,7 +236,8 @@ def _finish(demo: Demo, outcome: Outcome, begun: float) -> int:
     demo.say("Run the parity ladder: both backends against independent references and each other")
     # The planted faults prove the ladder, not the machine; `parivox parity` and the tests plant them.
     report = run_ladder(
-        LadderOptions(faults=False, deepspeed=False), lambda rung: print(f"  {rung} ...", flush=True)
+        LadderOptions(faults=False, deepspeed=False, jobs=None),
+        lambda rung: print(f"  {rung} ...", flush=True),
     )
     assemble(report, outcome)
     print_table(report)

@@ -28,6 +28,9 @@ Status = Literal["ok", "missing", "broken", "warning"]
 PROBE_SECONDS = 180
 """A probe that takes longer is reported as broken."""
 
+EXTENSION = "fused_adam"
+"""DeepSpeed's C++ extension that training needs."""
+
 LOW_DISK = 2e9
 """Bytes; a run with its checkpoints and logs wants about this."""
 
@@ -72,8 +75,7 @@ total = torch.ones(8, device="cuda" if cuda else "cpu").sum().item()
 assert total == 8.0, total
 names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())] if cuda else []
 devices = [f"cuda ({name})" for name in names] or ["cpu"]
-print(json.dumps({"versions": {"torch": torch.__version__}, "devices": devices, "accelerated": cuda,
-    "cuda": torch.version.cuda}))
+print(json.dumps({"versions": {"torch": torch.__version__}, "devices": devices, "accelerated": cuda}))
 """
 
 _DEEPSPEED_PROBE = """
@@ -269,7 +271,7 @@ def _join(versions: dict[str, str]) -> str:
 
 
 def _deepspeed(answers: dict[str, dict[str, Any] | str]) -> list[Check]:
-    """DeepSpeed itself, and whether the extensions it compiles at its first use are there."""
+    """DeepSpeed itself, and whether the extension it compiles at its first use is there."""
     answer, torch = answers.get("deepspeed"), answers.get("torch")
     install = "pip install 'parivox[deepspeed]'"
     if answer is None:
@@ -277,26 +279,19 @@ def _deepspeed(answers: dict[str, dict[str, Any] | str]) -> list[Check]:
     if isinstance(answer, str):
         return [Check("deepspeed", "broken", answer, f"{install} --force-reinstall")]
     found = Check("deepspeed", "ok", _join(answer["versions"]))
-    return [found] if torch is None or isinstance(torch, str) else [found, extensions_check(torch)]
+    return [found] if torch is None or isinstance(torch, str) else [found, extension_check()]
 
 
-def extensions_check(torch: dict[str, Any]) -> Check:
-    """Whether DeepSpeed's extensions are compiled, or can be compiled here.
-
-    Args:
-        torch: the torch probe's answer, of which `accelerated` is read.
-    """
-    name = "deepspeed extensions"
-    folder = extensions_folder()
-    wanted = ("fused_adam",) if torch["accelerated"] else ("fused_adam", "deepspeed_shm_comm")
-    missing = [op for op in wanted if not (folder / op / f"{op}.so").is_file()]
-    if not missing:
+def extension_check() -> Check:
+    """Whether DeepSpeed's extension is compiled, or can be compiled here."""
+    name, folder = "deepspeed extension", extensions_folder()
+    if (folder / EXTENSION / f"{EXTENSION}.so").is_file():
         return Check(name, "ok", f"compiled, in {folder}")
-    detail = f"not compiled yet: {', '.join(missing)}"
+    detail = "not compiled yet"
     if shutil.which(os.environ.get("CXX", "c++")) is None:
         remedy = "install a C++ compiler, for instance: apt-get install g++"
         return Check(name, "broken", f"{detail}; no C++ compiler", remedy)
-    remedy = "python -m torch_impl.engine (2 to 3 minutes, once; training does it by itself)"
+    remedy = "python -m torch_impl.engine (a minute or two, once; training does it by itself)"
     return Check(name, "missing", detail, remedy)
 
 

@@ -178,13 +178,25 @@ def test_parity_prints_a_table_and_writes_both_files(climbed, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "a case" in out and "PASS" in out and str(page) in out
     assert "a case" in page.read_text("utf-8") and json.loads(table.read_text())["passed"] is True
-    assert climbed == [ladder.LadderOptions()]
+    assert climbed == [ladder.LadderOptions(jobs=None)]
 
 
 def test_parity_hands_on_every_option(climbed, tmp_path):
-    words = ["--backend", "both", "--device", "cpu", "--precision", "bf16", "--seed", "4", "--quick"]
+    words = [
+        "--backend",
+        "both",
+        "--device",
+        "cpu",
+        "--precision",
+        "bf16",
+        "--seed",
+        "4",
+        "--quick",
+        "--jobs",
+        "3",
+    ]
     assert main(["parity", *words, "--reference", str(tmp_path)]) == 0
-    wanted = ladder.LadderOptions(("jax", "torch"), "cpu", "bf16", tmp_path, 4, faults=False)
+    wanted = ladder.LadderOptions(("jax", "torch"), "cpu", "bf16", tmp_path, 4, faults=False, jobs=3)
     assert climbed == [wanted]
     assert main(["parity", "--backend", "jax"]) == 0
     assert climbed[1].backends == ("jax",)

@@ -1,6 +1,6 @@
 """Updates through the real DeepSpeed engine; the only file that imports deepspeed.
 
-`python -m torch_impl.engine` compiles DeepSpeed's C++ extensions ahead of the first run.
+`python -m torch_impl.engine` compiles DeepSpeed's C++ extension ahead of the first run.
 """
 
 from __future__ import annotations
@@ -35,6 +35,9 @@ from torch_impl.weights import Params
 QUIET = 1_000_000_000
 """Steps between DeepSpeed's own progress lines: Parivox prints its own."""
 
+SHARED_MEMORY = "deepspeed_shm_comm"
+"""DeepSpeed's name of the extension through which CPU processes may reduce; training does it through gloo."""
+
 _kernel_user: object = None
 """Key of the state that updated last: the CPU kernel has one memory for all states of a process."""
 
@@ -54,21 +57,20 @@ def import_deepspeed(device: str) -> Any:
 
 
 def load_extensions(deepspeed: Any) -> None:
-    """Load DeepSpeed's C++ extensions, compiling those that are not compiled yet.
+    """Load the C++ extension that training needs, compiling it where it is not compiled yet.
 
     Raises:
-        BackendError: they do not compile.
+        BackendError: it does not compile.
     """
     folder = os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(extensions_folder()))
-    accelerator = deepspeed.accelerator.get_accelerator()
-    names = ["FusedAdamBuilder", *(["ShareMemCommBuilder"] if accelerator.device_name() == "cpu" else [])]
+    # Inference over several CPU processes alone uses this one; it would double the time to compile.
+    deepspeed.ops.__compatible_ops__[SHARED_MEMORY] = False
     try:
         with _sole_builder(Path(folder)), _own_ninja(), talk_to_log():
-            for name in names:
-                accelerator.create_op_builder(name).load(verbose=False)
+            deepspeed.accelerator.get_accelerator().create_op_builder("FusedAdamBuilder").load(verbose=False)
     except (RuntimeError, ImportError, OSError) as error:
         raise BackendError(
-            f"DeepSpeed's extensions could not be compiled in {folder}: {error}\nThey need a C++ compiler (Debian:"
+            f"DeepSpeed's extension could not be compiled in {folder}: {error}\nIt needs a C++ compiler (Debian:"
             " apt install g++) and the headers of Python; enhancing and the JAX backend need neither"
         ) from error
 

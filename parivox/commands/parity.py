@@ -10,7 +10,14 @@ from typing import Annotated, Literal
 
 import tyro
 
-from parivox.commands.options import NO_HINT, DeviceOption, FileOption, FolderOption, PrecisionOption
+from parivox.commands.options import (
+    NO_HINT,
+    CountOption,
+    DeviceOption,
+    FileOption,
+    FolderOption,
+    PrecisionOption,
+)
 from parivox.errors import ConfigError
 
 
@@ -28,6 +35,7 @@ class ParityCommand:
         seed: The seed they were recorded with.
         report: Write everything with pictures as one HTML page.
         json_file: Write the table as JSON.
+        jobs: Processes that share the work; by default one for each CPU, or one alone on a GPU or TPU.
         quick: Leave out the planted faults, which show that the comparisons notice an error.
     """
 
@@ -38,6 +46,7 @@ class ParityCommand:
     seed: int = 20
     report: FileOption = None
     json_file: Annotated[FileOption, tyro.conf.arg(name="json")] = None
+    jobs: CountOption = None
     quick: Annotated[bool, tyro.conf.FlagCreatePairsOff, NO_HINT] = False
 
     def run(self) -> int:
@@ -56,6 +65,7 @@ class ParityCommand:
                 reference=self.reference,
                 seed=self.seed,
                 faults=not self.quick,
+                jobs=self.jobs,
             ),
             partial(print, flush=True),
         )

@@ -1,0 +1,46 @@
+"""The float64 convolution of 16 channels, which JAX computes in another way than the others."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jax_impl.model.layers import SLOW_CHANNELS, Conv2d, sum_of_shifts
+from parity_tests.rungs_signal import distance
+
+
+def plain(x, weight):
+    pad = weight.shape[-1] // 2
+    return jax.lax.conv_general_dilated(
+        x, weight, (1, 1), ((pad, pad), (pad, pad)), dimension_numbers=("NHWC", "OIHW", "NHWC")
+    )
+
+
+def both(function, x, weight, cotangent):
+    y, back = jax.vjp(function, x, weight)
+    return [np.asarray(part) for part in (y, *back(cotangent))]
+
+
+@pytest.mark.parametrize("size", [1, 3, 5])
+def test_products_are_the_convolution(size):
+    rng = np.random.default_rng(size)
+    with jax.enable_x64(True):
+        arrays = [
+            jnp.asarray(rng.standard_normal(s)) for s in ((2, 7, 9, 16), (16, 16, size, size), (2, 7, 9, 16))
+        ]
+        for found, wanted in zip(both(sum_of_shifts, *arrays), both(plain, *arrays), strict=True):
+            assert distance(found, wanted) < 1e-13
+
+
+@pytest.mark.parametrize("channels", [SLOW_CHANNELS, (16, 8), (3, 16)])
+def test_a_layer_takes_either_way(channels):
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        layer = Conv2d(*channels, 3)
+        layer.weight[...] = weight = jnp.asarray(rng.standard_normal((channels[1], channels[0], 3, 3)))
+        layer.bias[...] = bias = jnp.asarray(rng.standard_normal(channels[1]))
+        x = jnp.asarray(rng.standard_normal((2, 5, 6, channels[0])))
+        assert layer(x).dtype == jnp.float64
+        assert distance(np.asarray(layer(x)), np.asarray(plain(x, weight) + bias)) < 1e-13
