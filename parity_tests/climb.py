@@ -15,7 +15,15 @@ from typing import Any
 from parity_tests.ladder import Finding, Ladder, LadderOptions, Rung, rungs_of
 from parivox.errors import ConfigError
 
-LONGEST_FIRST = ("training", "model", "precision", "schedulers", "optimizers", "signals")
+LONGEST_FIRST = (
+    "model",
+    "training in float64",
+    "training",
+    "precision",
+    "schedulers",
+    "optimizers",
+    "signals",
+)
 """Units by the time that they take, so that no long one begins last; others come after."""
 
 _news: Any = None

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,6 +24,9 @@ BUNDLED_REFERENCE = Path(__file__).parent / "reference"
 
 Finding = Row | Skipped | Figure
 
+if TYPE_CHECKING:
+    from parity_tests.rungs_training import Course
+
 
 @dataclass(frozen=True)
 class LadderOptions:
@@ -38,6 +41,7 @@ class LadderOptions:
         faults: whether to plant faults as well.
         deepspeed: whether to compare all that a DeepSpeed config may ask for: every scheduler and optimizer,
             accumulation, half precision.
+        float64_training: whether the trainings and checkpoint exchanges are made in float64 as well.
         jobs: processes that share the work; None takes one for each CPU where all is computed on CPUs, else 1.
     """
 
@@ -48,6 +52,7 @@ class LadderOptions:
     seed: int = 20
     faults: bool = True
     deepspeed: bool = True
+    float64_training: bool = True
     jobs: int | None = 1
 
 
@@ -103,6 +108,7 @@ class Ladder:
         self.reference = Reference(options.reference or BUNDLED_REFERENCE, options.seed)
         self._sides: dict[tuple[str, str], Side] = {}
         self.passes: dict[tuple[str, str, str], Pass] = {}
+        self.courses: dict[tuple[str, str], Course] = {}
 
     def side(self, name: BackendName, dtype: str) -> Side:
         """A backend in one dtype, opened once."""
@@ -170,6 +176,10 @@ def rungs_of(options: LadderOptions) -> list[Rung]:
         rungs_training,
     )
 
+    double = [
+        Rung("training in float64", rungs_training.training_float64, "training in float64"),
+        Rung("checkpoint exchange in float64", rungs_training.exchange_float64, "training in float64"),
+    ]
     rungs = [
         Rung("settings", rungs_exact.settings, "signals"),
         Rung("learning rate", rungs_exact.learning_rate, "signals"),
@@ -179,6 +189,7 @@ def rungs_of(options: LadderOptions) -> list[Rung]:
         Rung("gradients", rungs_model.gradients, "model"),
         Rung("training", rungs_training.training, "training"),
         Rung("checkpoint exchange", rungs_training.exchange, "training"),
+        *(double if options.float64_training else []),
     ]
     if options.deepspeed:
         rungs += [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from parity_tests.ladder import Finding, Ladder
 from parity_tests.result import Figure, Row, Skipped
 from parity_tests.rungs_model import worst_leaf
 from parity_tests.sides import Side
-from parivox.backend import Backend, TrainArrays
+from parivox.backend import Backend, Dtype, TrainArrays
 from parivox.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
 from parivox.data import mix
 from parivox.hparams import DenoiserHParams
@@ -22,7 +23,9 @@ from parivox.run import meta_of
 from parivox.weights import initial_denoiser
 
 STEPS = 100
-EXCHANGE_STEPS = 12
+HALF = 6
+"""Updates before a run changes the backend, and after."""
+
 ROWS, SAMPLES = 2, 4200
 
 HPARAMS = DenoiserHParams(
@@ -70,64 +73,108 @@ def can_train(side: Side) -> bool:
     return side.name != "torch" or side.dtype == "float64" or deepspeed_oracle.available()
 
 
+@dataclass(frozen=True)
+class Course:
+    """A sound training of one side.
+
+    Attributes:
+        losses: of each update.
+        middle: the state after `HALF` updates.
+        end: the state after all.
+    """
+
+    losses: np.ndarray
+    middle: TrainArrays
+    end: TrainArrays
+
+
+def course(ladder: Ladder, side: Side, updates: int) -> Course:
+    """A training of at least so many updates, made once for a climb."""
+    key = (side.name, side.dtype)
+    found = ladder.courses.get(key)
+    if found is None or len(found.losses) < updates:
+        first = start(ladder.options.seed)
+        state, losses, middle = side.backend.create_state(HPARAMS, first), [], first
+        for batch in batches(ladder.options.seed, updates):
+            state, result = side.backend.step(state, batch)
+            losses.append(result.loss)
+            if len(losses) == HALF:
+                middle = side.backend.export_state(state)
+        found = Course(np.array(losses), middle, side.backend.export_state(state))
+        ladder.courses[key] = found
+    return found
+
+
 def training(ladder: Ladder) -> Iterator[Finding]:
-    """The losses of a hundred updates on the same batches."""
+    """The losses of a hundred updates on the same batches, in float32."""
+    yield from _training(ladder, "float32")
+
+
+def training_float64(ladder: Ladder) -> Iterator[Finding]:
+    """The same in float64."""
+    yield from _training(ladder, "float64")
+
+
+def exchange(ladder: Ladder) -> Iterator[Finding]:
+    """Save on one backend, go on with the other, through a checkpoint file; float32."""
+    yield from _exchange(ladder, "float32")
+
+
+def exchange_float64(ladder: Ladder) -> Iterator[Finding]:
+    """The same in float64."""
+    yield from _exchange(ladder, "float64")
+
+
+def _impossible(ladder: Ladder, rung: str, dtype: Dtype) -> Skipped | None:
     if len(ladder.backends) < 2:
-        yield Skipped("training", "compares two backends; one is here")
+        return Skipped(rung, "compares two backends; one is here")
+    if not all(can_train(side) for side in ladder.sides(dtype)):
+        return Skipped(rung, "DeepSpeed is not installed (pip install 'parivox[deepspeed]')")
+    return None
+
+
+def _training(ladder: Ladder, dtype: Dtype) -> Iterator[Finding]:
+    skipped = _impossible(ladder, "training", dtype)
+    if skipped:
+        yield skipped
         return
-    data = batches(ladder.options.seed, STEPS)
-    curves = {}
-    for dtype in ("float32", "float64"):
-        sides = ladder.sides(dtype)
-        if not all(can_train(side) for side in sides):
-            yield Skipped("training", "DeepSpeed is not installed (pip install 'parivox[deepspeed]')")
-            continue
-        ends = {}
-        for side in sides:
-            losses, ends[side.name] = train(side.backend, start(ladder.options.seed), data)
-            curves[f"{side.name} {dtype}"] = (np.arange(1, STEPS + 1), losses)
-        error = worst_loss(curves[f"jax {dtype}"][1], curves[f"torch {dtype}"][1])
-        limit, label = ladder.bound("training", dtype), ladder.label(dtype)
-        how = "through DeepSpeed's engine" if dtype == "float32" else "through the plain optimizer"
-        drift = worst_leaf(ends["jax"].weights, ends["torch"].weights)
-        note = f"torch {how}; worst weight tensor at the end {drift:.1e}"
-        yield Row("training", f"worst loss of {STEPS} updates, jax", "torch", error, limit, label, note)
-    caption = "The losses of both backends lie on each other; each is drawn dashed over the one before."
+    found = {side.name: course(ladder, side, STEPS) for side in ladder.sides(dtype)}
+    error = worst_loss(found["jax"].losses, found["torch"].losses)
+    limit, label = ladder.bound("training", dtype), ladder.label(dtype)
+    how = "through DeepSpeed's engine" if dtype == "float32" else "through the plain optimizer"
+    drift = worst_leaf(found["jax"].end.weights, found["torch"].end.weights)
+    note = f"torch {how}; worst weight tensor at the end {drift:.1e}"
+    yield Row("training", f"worst loss of {STEPS} updates, jax", "torch", error, limit, label, note)
+    curves = {f"{name} {dtype}": (np.arange(1, STEPS + 1), part.losses) for name, part in found.items()}
     yield Figure(
-        "A hundred updates on the same batches",
-        caption,
+        f"A hundred updates on the same batches, {dtype}",
+        "The losses of both backends lie on each other; the second is drawn dashed over the first.",
         curves_png(curves, "Training loss", "update", "L1 loss"),
     )
 
 
-def exchange(ladder: Ladder) -> Iterator[Finding]:
-    """Save on one backend, go on with the other, through a checkpoint file."""
-    if len(ladder.backends) < 2:
-        yield Skipped("checkpoint exchange", "compares two backends; one is here")
+def _exchange(ladder: Ladder, dtype: Dtype) -> Iterator[Finding]:
+    skipped = _impossible(ladder, "checkpoint exchange", dtype)
+    if skipped:
+        yield skipped
         return
-    for dtype in ("float32", "float64"):
-        first, second = ladder.sides(dtype)
-        if not (can_train(first) and can_train(second)):
-            yield Skipped(
-                "checkpoint exchange", "DeepSpeed is not installed (pip install 'parivox[deepspeed]')"
-            )
-            continue
-        for one, other in ((first, second), (second, first)):
-            yield exchange_row(ladder, one, other)
+    first, second = ladder.sides(dtype)
+    for one, other in ((first, second), (second, first)):
+        yield exchange_row(ladder, one, other)
 
 
 def exchange_row(ladder: Ladder, one: Side, other: Side) -> Row:
     """Half on one backend, half on the other, against all on the first; worst loss of the second half."""
-    seed, half = ladder.options.seed, EXCHANGE_STEPS // 2
-    data = batches(seed, EXCHANGE_STEPS)
-    whole, _ = train(one.backend, start(seed), data)
-    _, middle = train(one.backend, start(seed), data[:half])
+    seed = ladder.options.seed
+    whole = course(ladder, one, 2 * HALF)
     with tempfile.TemporaryDirectory() as folder:
-        save_checkpoint(folder, Checkpoint(middle, meta_of(HPARAMS, middle.step, half * ROWS, seed)))
+        middle = whole.middle
+        save_checkpoint(folder, Checkpoint(middle, meta_of(HPARAMS, middle.step, HALF * ROWS, seed)))
         found = latest_checkpoint(Path(folder))
-    rest, _ = train(other.backend, found.arrays if found else middle, data[half:])
-    error = worst_loss(rest, whole[half:])
-    case = f"{one.name} to {other.name}, {half} + {half} updates"
+    data = batches(seed, 2 * HALF)[HALF:]
+    rest, _ = train(other.backend, found.arrays if found else middle, data)
+    error = worst_loss(rest, whole.losses[HALF : 2 * HALF])
+    case = f"{one.name} to {other.name}, {HALF} + {HALF} updates"
     return Row(
         "checkpoint exchange",
         case,

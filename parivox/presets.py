@@ -53,7 +53,7 @@ _PRESETS: dict[str, Preset] = {
         DenoiserHParams(
             unet_hidden_dim=4,
             batch_size_per_gpu=2,
-            training_seconds=0.5,
+            training_seconds=0.25,
             warmup_steps=10,
             max_steps=40,
             max_lr=3e-4,
