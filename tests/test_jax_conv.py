@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jax_impl.model import layers
 from jax_impl.model.layers import SLOW_CHANNELS, Conv2d, sum_of_shifts
 from parity_tests.rungs_signal import distance
 
@@ -35,7 +36,9 @@ def test_products_are_the_convolution(size):
 
 
 @pytest.mark.parametrize("channels", [SLOW_CHANNELS, (16, 8), (3, 16)])
-def test_a_layer_takes_either_way(channels):
+@pytest.mark.parametrize("least", [0, 2**19])
+def test_a_layer_takes_either_way(channels, least, monkeypatch):
+    monkeypatch.setattr(layers, "SLOW_VALUES", least)
     rng = np.random.default_rng(0)
     with jax.enable_x64(True):
         layer = Conv2d(*channels, 3)

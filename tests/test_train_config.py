@@ -129,7 +129,17 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("entries", KINDS.values(), ids=KINDS.keys())
+LONG = ("SGD", "bf16, SGD, momentum", "ZeRO 1, two passes")
+"""Those whose parts the others have as well; each compiles a program of its own."""
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        pytest.param(entries, id=name, marks=[pytest.mark.slow] if name in LONG else [])
+        for name, entries in KINDS.items()
+    ],
+)
 def test_both_backends_agree_and_a_restart_changes_no_bit(jax, torch, entries, tmp_path):
     config, ends = config_of(**entries), {}
     for backend in (jax, torch):
@@ -168,27 +178,67 @@ def test_bf16_keeps_float32_masters_and_rounds_the_network(backend):
 
 
 def test_activation_checkpointing_changes_no_number(backend):
+    plain, _ = run(backend, config_of(), 1)
+    again, _ = run(backend, config_of(activation_checkpointing={}), 1)
+    assert again[0].loss == pytest.approx(plain[0].loss, rel=1e-6)
+    assert again[0].grad_norm == pytest.approx(plain[0].grad_norm, rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["jax", "torch"])
+def test_activation_checkpointing_changes_no_weight_in_float64(name):
+    # A block that is computed again is fused in another way, which float32 shows at 2e-5 after two updates.
+    backend = get_backend(name, device="cpu", dtype="float64")
     results, end = run(backend, config_of(), 2)
     found, reached = run(backend, config_of(activation_checkpointing={}), 2)
-    assert [r.loss for r in found] == pytest.approx([r.loss for r in results], rel=1e-6)
-    assert apart(reached, end) < 1e-4
+    assert [r.loss for r in found] == pytest.approx([r.loss for r in results], rel=1e-12)
+    assert apart(reached, end) < 1e-10
+
+
+def test_activation_checkpointing_computes_blocks_again(monkeypatch):
+    import jax
+    from torch import tensor
+
+    from jax_impl import train_step
+    from jax_impl.weights import abstract_denoiser
+    from torch_impl.model import unet
+    from torch_impl.train_step import bind
+    from torch_impl.weights import from_arrays
+
+    graph, params = abstract_denoiser(HIDDEN)
+    x = batch(0)["noisy"]
+    for checkpointed in (False, True):
+        traced = jax.make_jaxpr(lambda p, x, c=checkpointed: train_step.loss_and_output(p, graph, x, x, c))(
+            params, x
+        )
+        assert ("remat" in str(traced)) == checkpointed
+    calls = []
+    forward = unet.UNetBlock.forward
+    monkeypatch.setattr(unet.UNetBlock, "forward", lambda self, *a: calls.append(1) or forward(self, *a))
+    weights = from_arrays(initial_denoiser(0, HIDDEN), HIDDEN, tensor(0.0).dtype)
+    counts = []
+    for checkpointed in (False, True):
+        calls.clear()
+        bind(HIDDEN, weights, checkpointed)(tensor(x)).sum().backward()
+        counts.append(len(calls))
+    assert counts[1] == 2 * counts[0] > 0
 
 
 def test_fp16_finds_its_scale_in_jax(jax):
     """Real float16: a scale that is far too large overflows, and goes down until it fits."""
-    scale = {"enabled": True, "initial_scale_power": 60, "hysteresis": 1, "loss_scale_window": 3}
+    scale = {"enabled": True, "initial_scale_power": 40, "hysteresis": 1, "loss_scale_window": 3}
     config = config_of(fp16=scale, scheduler=ONE_CYCLE)
     state = jax.create_state(HP, fresh(config), config)
     before = jax.export_state(state)
     results = [jax.step(state, batch(0))[1]]
-    assert results[0].skipped and results[0].finite and results[0].loss_scale == 2.0**60
+    assert results[0].skipped and results[0].finite and results[0].loss_scale == 2.0**40
     assert results[0].learning_rate == np.float32(1e-4)
     assert unequal(jax.export_state(state), before) == []
-    assert jax.export_state(state).scaler == {"scale": 2.0**59, "good": 0, "hysteresis": 1, "skipped": 1}
-    results += updates(jax, state, 1, 70)
+    assert jax.export_state(state).scaler == {"scale": 2.0**39, "good": 0, "hysteresis": 1, "skipped": 1}
+    results += updates(jax, state, 1, 45)
     skipped = [r.skipped for r in results]
     end = jax.export_state(state)
-    assert end.step == 70 - sum(skipped) and end.skipped == sum(skipped) >= 30
+    assert end.step == 45 - sum(skipped) and end.skipped == sum(skipped) >= 15
     for one, later in pairwise(results):
         ratio = later.loss_scale / one.loss_scale
         assert ratio == 0.5 if one.skipped else ratio in (1, 2)

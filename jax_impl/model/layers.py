@@ -18,7 +18,9 @@ __all__ = ["Conv2d", "GELU", "GroupNorm", "downsample", "upsample"]
 
 
 SLOW_CHANNELS = (16, 16)
-"""Channels of a float64 convolution whose gradient takes XLA fourteen times as long on a CPU as nine products do."""
+SLOW_VALUES = 2**19
+"""Channels and least size of a float64 image whose convolution has a gradient that takes XLA fourteen times as long
+on a CPU as nine matrix products do."""
 
 
 def _wide(x: jax.Array) -> jax.Array:
@@ -38,7 +40,7 @@ class Conv2d(nnx.Module):
         weight = self.weight[...]
         pad = weight.shape[-1] // 2
         image, weight = operands(x, weight)
-        if image.dtype == jnp.float64 and weight.shape[:2] == SLOW_CHANNELS:
+        if image.dtype == jnp.float64 and weight.shape[:2] == SLOW_CHANNELS and image.size >= SLOW_VALUES:
             return sum_of_shifts(image, weight) + spread(self.bias[...], x.shape)
         y = jax.lax.conv_general_dilated(
             image,
