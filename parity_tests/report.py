@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+import re
 from dataclasses import asdict
 from datetime import UTC, datetime
 from html import escape
@@ -12,7 +13,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from parity_tests.result import RUNGS, Figure, Report, Row, Sound
+from parity_tests.result import FEATURES, RUNGS, Figure, Report, Row, Sound
 from parivox.atomic import write_text
 from parivox.errors import ConfigError
 
@@ -106,6 +107,7 @@ def render_html(report: Report) -> str:
         "<p>Parivox has two backends, JAX and PyTorch with DeepSpeed. This page shows, number by number, how "
         "far apart they are and how far each is from an independent reference, on one machine.</p></header>",
         _section("The ladder", _ladder(report.rows)),
+        _section("What a DeepSpeed config asks for, in JAX", _features(report.rows)),
         _section("Skipped", _skipped(report)),
         _section("How to read the table", _legend()),
         _section("Pictures", "".join(_figure(figure) for figure in report.figures)),
@@ -190,6 +192,29 @@ def _row(row: Row) -> str:
         f'<tr class="{verdict}"><td>{escape(row.case)}{note}</td><td>{escape(row.against)}</td>'
         f"<td>{escape(row.dtype)}</td>{numbers}<td><strong>{verdict.upper()}</strong></td></tr>\n"
     )
+
+
+def _features(rows: list[Row]) -> str:
+    """Each entry of a DeepSpeed config, what does the same in JAX, and the row that came nearest to its bound."""
+    lines = []
+    for feature, meaning in FEATURES.items():
+        about = [row for row in rows if row.feature == feature and not re.search(r"\btorch\b", row.case)]
+        if not about:
+            continue
+        worst = min(about, key=lambda row: (row.passed, row.margin))
+        verdict = "pass" if worst.passed else "fail"
+        measured = f"<small>{len(about)} comparisons; the nearest to its bound: {escape(worst.case)}</small>"
+        numbers = "".join(
+            f"<td>{text}</td>" for text in (_number(worst.error), _bound(worst), _margin(worst))
+        )
+        lines.append(
+            f'<tr class="{verdict}"><td><strong>{escape(feature)}</strong>{measured}</td><td>{escape(meaning)}</td>'
+            f"<td>{escape(worst.against)}</td>{numbers}<td><strong>{verdict.upper()}</strong></td></tr>\n"
+        )
+    names = ("DeepSpeed", "JAX", "Compared with", "Error", "Bound", "Margin", "Verdict")
+    head = "".join(f'<th scope="col">{name}</th>' for name in names)
+    table = f'<table class="ladder"><thead><tr>{head}</tr></thead>\n<tbody>{"".join(lines)}</tbody></table>'
+    return f'<div class="wide">{table}</div>' if lines else ""
 
 
 def _skipped(report: Report) -> str:

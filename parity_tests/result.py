@@ -21,6 +21,25 @@ RUNGS: dict[str, str] = {
 }
 """Name of each rung, in order, and what it compares; shown in the report."""
 
+FEATURES: dict[str, str] = {
+    "optimizer: Adam, AdamW": "An optax transformation that repeats the arithmetic of FusedAdam.",
+    "optimizer: SGD": "An optax transformation that repeats torch.optim.SGD.",
+    "optimizer: Lion": "An optax transformation; DeepSpeed's CUDA kernel is repeated in NumPy to compare with.",
+    "optimizer: LAMB": "An optax transformation; DeepSpeed's CUDA kernel is repeated in NumPy to compare with.",
+    "gradient_clipping": "By the global norm, with the engine's margin of 1e-6.",
+    "scheduler: WarmupLR": "A function of the number of updates; the scheduler class is not used.",
+    "scheduler: WarmupDecayLR": "The same.",
+    "scheduler: WarmupCosineLR": "The same.",
+    "scheduler: OneCycle": "The same, for the learning rate and for Adam's first beta.",
+    "scheduler: LRRangeTest": "The same.",
+    "gradient_accumulation_steps": "A scan over the micro batches inside the compiled step.",
+    "bf16": "Weights rounded to bfloat16 for each pass; float32 weights, moments and updates.",
+    "fp16": "The same in float16, with the loss scale moved on the host as the engine moves it.",
+    "zero_optimization": "Placements on a mesh of devices: stage 1 divides the optimizer's memory, 2 also the "
+    "gradients, 3 also the weights.",
+}
+"""Entry of a DeepSpeed config -> what does the same in JAX; rows name the entry that they are about."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -34,6 +53,7 @@ class Row:
         bound: the largest distance that passes; 0 asks for equality.
         dtype: arithmetic of the comparison, empty where there is none.
         note: anything a reader should know about this row.
+        feature: the entry of a DeepSpeed config that it is about, a key of `FEATURES`; empty where there is none.
     """
 
     rung: str
@@ -43,6 +63,7 @@ class Row:
     bound: float
     dtype: str = ""
     note: str = ""
+    feature: str = ""
 
     @property
     def passed(self) -> bool:

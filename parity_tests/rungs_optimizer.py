@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -76,7 +77,7 @@ def optimizer(ladder: Ladder) -> Iterator[Finding]:
         note = f"clipping fires at {share:.0%} of the updates"
         for side in ladder.sides("float32"):
             row = engine_row(ladder, side)
-            yield Row(row.rung, row.case, row.against, row.error, row.bound, row.dtype, note)
+            yield replace(row, note=note, feature="gradient_clipping")
             rates = side.learning_rates(config, np.arange(len(grads)))
             wrong = rate_faults(rates, trace.rates)
             yield Row(

@@ -25,6 +25,16 @@ KERNELS = {"lion": optimizer_oracle.lion, "lamb": optimizer_oracle.lamb}
 """Optimizers that DeepSpeed has for CUDA only; these stand for its kernels."""
 
 
+OPTIMIZER_FEATURES = {
+    "adam": "optimizer: Adam, AdamW",
+    "adamw": "optimizer: Adam, AdamW",
+    "sgd": "optimizer: SGD",
+    "lion": "optimizer: Lion",
+    "lamb": "optimizer: LAMB",
+}
+"""Kind of an optimizer -> the entry of a config that its rows are about."""
+
+
 @dataclass(frozen=True)
 class Variant:
     """An optimizer with its settings.
@@ -180,6 +190,7 @@ def variant_row(ladder: Ladder, variant: Variant, side: Side, found: AdamTrace) 
         ladder.bound("optimizer", side.dtype),
         side.dtype,
         f"clipping fires at {share:.0%} of the updates",
+        OPTIMIZER_FEATURES[variant.kind],
     )
 
 

@@ -94,7 +94,8 @@ def accumulation_row(
     note = f"worst weight tensor at the end {worst_leaf(end.weights, whole[1].weights):.1e}"
     label = f"{len(batches)} updates in {steps} passes, {side.name}"
     bound, dtype = ladder.bound("training", side.dtype), ladder.label(side.dtype)
-    return Row("training", label, f"{side.name}, 1 pass", error, bound, dtype, note)
+    feature = "gradient_accumulation_steps"
+    return Row("training", label, f"{side.name}, 1 pass", error, bound, dtype, note, feature)
 
 
 def bfloat16(ladder: Ladder, updates: int = HALF_UPDATES) -> Iterator[Finding]:
@@ -108,7 +109,8 @@ def bfloat16(ladder: Ladder, updates: int = HALF_UPDATES) -> Iterator[Finding]:
     drift = worst_leaf(found["jax"][1].weights, found["torch"][1].weights)
     note = f"the config's bf16; torch through DeepSpeed's engine; worst weight tensor at the end {drift:.1e}"
     bound = ladder_bound("bf16 master weights")
-    yield Row("training", f"worst loss of {updates} updates, jax", "torch", error, bound, "bfloat16", note)
+    case = f"worst loss of {updates} updates, jax"
+    yield Row("training", case, "torch", error, bound, "bfloat16", note, "bf16")
 
 
 def ladder_bound(name: str) -> float:
@@ -144,4 +146,4 @@ def loss_scale_row(ladder: Ladder, stage: int) -> Row:
         state = after or state
     label = f"loss scale of float16, {SCALE_UPDATES} updates, ZeRO {stage}"
     bound = ladder.bound("settings", "exact")
-    return Row("optimizer", label, "DeepSpeed's engine", wrong, bound, "", "updates that differ")
+    return Row("optimizer", label, "DeepSpeed's engine", wrong, bound, "", "updates that differ", "fp16")

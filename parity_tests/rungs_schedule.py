@@ -23,6 +23,8 @@ OPTIMIZER_BETAS = (0.9, 0.999)
 ENGINE_UPDATES = 100
 """Updates driven through the real engine."""
 
+ON_SGD = " on SGD"
+
 PAST_THE_END = 500
 """Updates after the last one that a scheduler says anything of."""
 
@@ -111,9 +113,7 @@ def schedulers(ladder: Ladder, updates: int = 3001) -> Iterator[Finding]:
     for case in CASES:
         yield from _engine_rows(ladder, sides, case, config_of(case, ENGINE_UPDATES * 9 // 10))
     # An optimizer without betas: the engine then moves the learning rate alone.
-    yield from _engine_rows(
-        ladder, sides, "OneCycle", config_of("OneCycle", ENGINE_UPDATES, "SGD"), " on SGD"
-    )
+    yield from _engine_rows(ladder, sides, "OneCycle", config_of("OneCycle", ENGINE_UPDATES, "SGD"), ON_SGD)
 
 
 def class_row(ladder: Ladder, side: Side, case: str, updates: int) -> Row:
@@ -148,4 +148,6 @@ def row(
     elif real.betas is not None:
         wrong += rate_faults(np.broadcast_to(OPTIMIZER_BETAS, real.betas.shape), real.betas)
     label = f"{case}, {len(counts):,} updates, {side.name}"
-    return Row("learning rate", label, against, wrong, ladder.bound("learning rate", "exact"), "float32")
+    bound, kind = ladder.bound("learning rate", "exact"), CASES[case.removesuffix(ON_SGD)][0]
+    feature = f"scheduler: {kind}" if kind else ""
+    return Row("learning rate", label, against, wrong, bound, "float32", "updates that differ", feature)

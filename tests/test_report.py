@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from parity_tests.report import COLUMNS, PIPE_WIDTH, print_table, render_html, summary, write_html, write_json
-from parity_tests.result import RUNGS, Figure, Report, Row, Skipped, Sound
+from parity_tests.result import FEATURES, RUNGS, Figure, Report, Row, Skipped, Sound
 from parivox.errors import ConfigError
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
@@ -147,6 +147,24 @@ def test_the_verdict_of_each_row_is_a_word_and_a_colour():
     assert '<p class="verdict fail">' in bad
 
 
+def test_each_entry_of_a_config_shows_its_worst_row_of_jax():
+    sgd = "optimizer: SGD"
+    rows = [
+        Row("optimizer", "SGD, jax", "the engine", 1e-7, 1e-6, feature=sgd),
+        Row("optimizer", "SGD with momentum, jax", "the engine", 9e-7, 1e-6, feature=sgd),
+        Row("optimizer", "SGD, torch", "the engine", 9.9e-7, 1e-6, feature=sgd),
+    ]
+    text = Page(render_html(a_report(*rows))).text
+    about = text[text.index("What a DeepSpeed config asks for") : text.index("Skipped")]
+    assert sgd in about and FEATURES[sgd] in about
+    assert "2 comparisons; the nearest to its bound: SGD with momentum, jax" in about
+    assert "9.0e-07" in about and "FAIL" not in about
+    assert not any(other in about for other in FEATURES if other != sgd)
+    bad = Page(render_html(a_report(*rows, Row("optimizer", "a, jax", "b", math.nan, 1.0, feature=sgd)))).text
+    assert "FAIL" in bad[bad.index("What a DeepSpeed config asks for") : bad.index("Skipped")]
+    assert "What a DeepSpeed config asks for" not in Page(render_html(a_report())).text
+
+
 def test_files_are_written_whole(tmp_path):
     report = a_report(Row("training", "c", "a", math.nan, 1e-4), Row("training", "d", "a", math.inf, 1e-4))
     write_html(report, tmp_path / "new" / "report.html")
@@ -169,6 +187,7 @@ def test_files_are_written_whole(tmp_path):
         "bound": 2e-6,
         "dtype": "float32",
         "note": "",
+        "feature": "",
         "margin": 2e-6 / 3.2e-7,
         "passed": True,
     }
