@@ -37,7 +37,7 @@ class LadderOptions:
         seed: the one that the recorded outputs were made with.
         faults: whether to plant faults as well.
         deepspeed: whether to compare all that a DeepSpeed config may ask for: every scheduler and optimizer,
-            accumulation, half precision.
+            accumulation, half precision, several devices.
     """
 
     backends: tuple[BackendName, ...] | None = None
@@ -152,6 +152,7 @@ def run_ladder(options: LadderOptions | None = None, say: Any = None) -> Report:
     """
     from parity_tests import (
         faults,
+        rungs_devices,
         rungs_exact,
         rungs_model,
         rungs_optimizer,
@@ -181,6 +182,7 @@ def run_ladder(options: LadderOptions | None = None, say: Any = None) -> Report:
             ("loss scale", rungs_precision.loss_scales),
             ("accumulation", rungs_precision.accumulation),
             ("bfloat16", rungs_precision.bfloat16),
+            ("devices", rungs_devices.devices),
         ]
     if ladder.options.faults:
         rungs.append(("planted faults", faults.faults))

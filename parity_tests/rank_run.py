@@ -52,10 +52,12 @@ def train(backend: Backend, run: Mapping[str, Any]) -> tuple[dict[str, Any], Tra
     config = config_of(backend.data_parallel, run["stage"], run["passes"], run.get("entries", {}))
     begin = first_arrays(initial_denoiser(run["seed"], HPARAMS.unet_hidden_dim), config.optimizer)
     state = backend.create_state(HPARAMS, begin, config)
-    rank = 0 if run.get("fault") == "same rows" else backend.world.rank
     told: dict[str, Any] = {"losses": [], "norms": [], "finite": True}
     for update in range(run["updates"]):
-        rows = own_rows(global_batch(run["seed"], update), rank, backend.world.size)
+        batch = global_batch(run["seed"], update)
+        if run.get("fault") == "same rows":
+            batch = same_rows(batch, backend.data_parallel)
+        rows = own_rows(batch, backend.world.rank, backend.world.size)
         if run.get("weigh") and update + 1 == run["updates"]:
             told["bytes"] = weighed(backend, state, rows)
         state, result = backend.step(state, rows)
@@ -70,6 +72,11 @@ def train(backend: Backend, run: Mapping[str, Any]) -> tuple[dict[str, Any], Tra
 def own_rows(batch: Mapping[str, np.ndarray], rank: int, ranks: int) -> dict[str, np.ndarray]:
     """The block of one process."""
     return {name: np.split(array, ranks)[rank] for name, array in batch.items()}
+
+
+def same_rows(batch: Mapping[str, np.ndarray], devices: int) -> dict[str, np.ndarray]:
+    """A fault: the block of the first device on every device."""
+    return {name: np.concatenate([np.split(array, devices)[0]] * devices) for name, array in batch.items()}
 
 
 def weighed(backend: Backend, state: Any, rows: Mapping[str, np.ndarray]) -> Any:
@@ -124,17 +131,15 @@ def opened(name: BackendName, run: Mapping[str, Any], world: World | None) -> Ba
     return get_backend(name, device="cpu", dtype=dtype, world=world)
 
 
-def plant(name: BackendName, fault: str | None) -> None:
-    """Put a fault into this process: `sum` for the mean over devices; `same rows` is planted where rows are cut."""
-    if fault != "sum":
+def plant(name: BackendName, faults: set[str | None]) -> None:
+    """Put the fault `sum`, for the mean over devices, into this process; `same rows` is planted in `train`."""
+    if "sum" not in faults:
         return
     if name == "jax":
         from jax_impl import sharding
 
         sound = sharding.Mean.of
-        sharding.Mean.of = staticmethod(  # type: ignore[method-assign]
-            lambda config: sharding.Mean(*(1.0, 1.0), sound(config).dtype)
-        )
+        sharding.Mean.of = lambda config: sharding.Mean(1.0, 1.0, sound(config).dtype)
     else:
         from torch_impl.engine import DeepSpeedState
 
@@ -152,7 +157,7 @@ def main(file: str, rank: str, size: str, port: str) -> None:
         flags = {"coordinator": f"127.0.0.1:{port}", "num_processes": int(size), "process_id": int(rank)}
     world = launched_world(name, **flags)
     backend = get_backend(name, device="cpu", world=world)
-    plant(name, job["runs"][0].get("fault"))
+    plant(name, {run.get("fault") for run in job["runs"]})
     with Watchdog(backend.world, backend.share):
         for number, run in enumerate(job["runs"]):
             chosen = opened(name, run, None) if backend.world.size == 1 else backend
