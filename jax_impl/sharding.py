@@ -10,7 +10,10 @@ to the compiler's partitioner, a Fourier transform is not divided by rows: every
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -129,7 +132,24 @@ def initialize(world: World) -> World:
         )
         first = str(error).partition("\n")[0]
         raise BackendError(f"the JAX processes did not meet ({first}); {remedy}") from error
-    return World(jax.process_index(), jax.process_count(), 0, world.coordinator)
+    met = World(jax.process_index(), jax.process_count(), 0, world.coordinator)
+    with _without_gloo_s_line():
+        share("")
+    return met
+
+
+@contextmanager
+def _without_gloo_s_line() -> Iterator[None]:
+    # With the first operation between CPU processes gloo's C++ code prints how many have met.
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        with open(os.devnull, "w") as nothing:
+            os.dup2(nothing.fileno(), 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def share(text: str) -> str:
