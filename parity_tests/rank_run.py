@@ -159,6 +159,7 @@ def main(file: str, rank: str, size: str, port: str) -> None:
     backend = get_backend(name, device="cpu", world=world)
     plant(name, {run.get("fault") for run in job["runs"]})
     with Watchdog(backend.world, backend.share):
+        backend.agree(0)
         for number, run in enumerate(job["runs"]):
             chosen = opened(name, run, None) if backend.world.size == 1 else backend
             told, end = train(chosen, run)

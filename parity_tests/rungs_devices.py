@@ -129,7 +129,7 @@ def _outcome(job: Path, number: int) -> Outcome:
 
 
 def row(name: BackendName, where: str, run: Run, found: Outcome, wanted: Outcome) -> Row:
-    """The worst loss of a run against that of one device."""
+    """The worst loss or gradient norm of a run against one device; Adam and clipping hide a factor from the loss."""
     case = f"{run.updates} updates, {name} on {where}, ZeRO {run.stage}"
     if run.passes > 1:
         case += f", {run.passes} passes"
@@ -138,7 +138,10 @@ def row(name: BackendName, where: str, run: Run, found: Outcome, wanted: Outcome
     if found.held is not None:
         parts = ", ".join(f"{part} {found.held[part]:,}" for part in PARTS)
         note += f"; bytes on a device: {parts}"
-    error = rungs_training.worst_loss(found.losses, wanted.losses)
+    error = max(
+        rungs_training.worst_loss(found.losses, wanted.losses),
+        rungs_training.worst_loss(found.norms, wanted.norms),
+    )
     limit = bound("training", run.dtype)
     return Row("devices", case, f"{name}, 1 device", error, limit, run.dtype, note)
 
@@ -162,7 +165,7 @@ def devices(ladder: Ladder) -> Iterator[Finding]:
     """Eight devices of JAX and two processes of PyTorch, each against one; the slow tests have all the others."""
     seed = ladder.options.seed
     if "jax" in ladder.backends:
-        yield from jax_rows([Run(stage, JAX_DEVICES, seed=seed) for stage in (0, 3)])
+        yield from jax_rows([Run(stage, JAX_DEVICES, seed=seed) for stage in (3,)])
     if "torch" not in ladder.backends:
         return
     if not deepspeed_oracle.available():

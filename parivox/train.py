@@ -45,6 +45,7 @@ def train_denoiser(
     options = options or TrainOptions()
     with ExitStack() as stack:
         stack.enter_context(Watchdog(backend.world, backend.share))
+        backend.agree(0)  # all watch each other before the first one can fail
         run = open_for_training(stack, folder, backend, hp, options)
         last = min(options.stop_at or run.hp.max_steps, run.hp.max_steps)
         progress = TrainProgress(last, run.checkpoint.meta.step, console=console_of(stack, backend.world))

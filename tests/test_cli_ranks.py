@@ -123,6 +123,7 @@ def test_torchrun_makes_one_run(tmp_path, data):
     assert latest_checkpoint(run).meta.data_position == {"records": 4 * STEPS}
 
 
+@pytest.mark.slow
 def test_two_jax_processes_make_one_run(tmp_path, data):
     run = tmp_path / "run"
     with launched("jax", 2, data, run, "--stop-at", str(STEPS)) as processes:

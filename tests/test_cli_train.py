@@ -119,10 +119,13 @@ class NoBackend:
         raise AssertionError("the backend was used")
 
     describe = create_state = step = export_state = evaluate = load_denoiser = denoise = _refuse
-    agree = gather = _refuse
+    gather = _refuse
 
     def share(self, text: str) -> str:
         return text
+
+    def agree(self, flag: int) -> int:
+        return flag
 
 
 @pytest.fixture

@@ -49,7 +49,7 @@ def compared(name: str, runs: list[Run], found: list[Outcome], wanted: Outcome, 
 
 
 def test_devices_of_jax_are_as_one():
-    runs = [Run(0, 2, passes=2, updates=FEW), Run(3, 8, updates=FEW)]
+    runs = [Run(3, 8, updates=FEW)]  # each one more compiles for half a minute
     wanted, *found = make("jax", [Run(0, 1, updates=FEW), *runs])
     compared("jax", runs, found, wanted)
 
@@ -96,6 +96,7 @@ PLAIN = {
     "optimizer": {"type": "SGD", "params": {"lr": 0.1}},
     "scheduler": {"type": "WarmupLR", "params": {"warmup_min_lr": 0.1, "warmup_max_lr": 0.1}},
     "gradient_clipping": 0.0,
+    "zero_allow_untested_optimizer": True,
 }
 """Adam and clipping hide a gradient that is too large by a factor."""
 
