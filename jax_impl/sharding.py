@@ -10,7 +10,12 @@ to the compiler's partitioner, a Fourier transform is not divided by rows: every
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import jax
@@ -19,6 +24,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from parivox.backend import Batch, NamedArrays
+from parivox.deepspeed_config import TrainConfig
 from parivox.errors import BackendError, ConfigError
 from parivox.parallel import World
 
@@ -27,10 +33,14 @@ __all__ = [
     "full_arrays",
     "initialize",
     "share",
+    "agree",
+    "gather",
+    "Mean",
     "data_parallel",
     "gradient_shardings",
     "make_mesh",
     "make_sharded_step",
+    "one_device",
     "place",
     "shard_batch",
     "state_shardings",
@@ -63,11 +73,27 @@ def full_arrays(tree: Any) -> NamedArrays:
         tree: name -> array, wherever its parts are.
     """
     scattered = {name: leaf for name, leaf in tree.items() if not leaf.is_fully_addressable}
-    if scattered:
-        mesh = next(iter(scattered.values())).sharding.mesh
-        everywhere = NamedSharding(mesh, PartitionSpec())
-        scattered = jax.jit(lambda part: part, out_shardings=everywhere)(scattered)
-    return {name: np.array(scattered.get(name, leaf)) for name, leaf in tree.items()}
+    whole = _on_every_device(scattered)
+    return {name: np.array(whole.get(name, leaf)) for name, leaf in tree.items()}
+
+
+def one_device(tree: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """Named arrays, whole, on the first device of this process; every process must ask for them."""
+    scattered = {name: leaf for name, leaf in tree.items() if not leaf.is_fully_replicated}
+    whole = _on_every_device(scattered)
+    return {name: whole.get(name, leaf).addressable_data(0) for name, leaf in tree.items()}
+
+
+def _on_every_device(tree: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    if not tree:
+        return {}
+    sharding: Any = next(iter(tree.values())).sharding
+    return _replicator(sharding.mesh)(tree)
+
+
+@lru_cache
+def _replicator(mesh: Mesh) -> Callable[[Any], Any]:
+    return jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
 def initialize(world: World) -> World:
@@ -106,7 +132,24 @@ def initialize(world: World) -> World:
         )
         first = str(error).partition("\n")[0]
         raise BackendError(f"the JAX processes did not meet ({first}); {remedy}") from error
-    return World(jax.process_index(), jax.process_count(), 0, world.coordinator)
+    met = World(jax.process_index(), jax.process_count(), 0, world.coordinator)
+    with _without_gloo_s_line():
+        share("")
+    return met
+
+
+@contextmanager
+def _without_gloo_s_line() -> Iterator[None]:
+    # With the first operation between CPU processes gloo's C++ code prints how many have met.
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        with open(os.devnull, "w") as nothing:
+            os.dup2(nothing.fileno(), 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def share(text: str) -> str:
@@ -123,6 +166,21 @@ def share(text: str) -> str:
     block[4 : 4 + len(data)] = np.frombuffer(data, np.uint8)
     got = np.asarray(multihost_utils.broadcast_one_to_all(block), np.uint8).tobytes()
     return got[4 : 4 + int.from_bytes(got[:4], "big")].decode()
+
+
+def agree(flag: int) -> int:
+    """The largest flag of all ranks, on every rank; every process must call this."""
+    return int(np.max(multihost_utils.process_allgather(np.int32(flag))))
+
+
+def gather(text: str) -> list[str]:
+    """The texts of all ranks in their order, on every rank; every process must call this."""
+    data = np.frombuffer(text.encode(), np.uint8)
+    lengths = np.atleast_1d(multihost_utils.process_allgather(np.int32(len(data))))
+    block = np.zeros(max(int(lengths.max()), 1), np.uint8)
+    block[: len(data)] = data
+    blocks = np.asarray(multihost_utils.process_allgather(block), np.uint8).reshape(len(lengths), -1)
+    return [row[:length].tobytes().decode() for row, length in zip(blocks, lengths, strict=True)]
 
 
 def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
@@ -212,47 +270,83 @@ def shard_batch(batch: Batch, mesh: Mesh, dtype: Any = np.float32, axis: int = 0
     }
 
 
+@dataclass(frozen=True)
+class Mean:
+    """How the gradients of the devices are averaged: divided, summed, divided again.
+
+    Where the number of devices is a power of two this is one result, unless a sum overflows float16.
+
+    Attributes:
+        before: factor on each device's gradient.
+        after: factor on their sum.
+        dtype: what is summed in; None for the gradient's own.
+    """
+
+    before: float = 1.0
+    after: float = 1.0
+    dtype: str | None = None
+
+    @classmethod
+    def of(cls, config: TrainConfig) -> Mean:
+        """As DeepSpeed's engine (0.19) has it: where ranks get parts of the sum they divide before it."""
+        devices, factor = config.world_size, config.gradient_predivide_factor
+        dtype = "float32" if config.deepspeed.get("communication_data_type") == "fp32" else None
+        scatters = config.deepspeed.get("zero_optimization", {}).get("reduce_scatter", True)
+        if config.zero_stage == 3 or (config.zero_stage and scatters) or config.prescale_gradients:
+            return cls(1 / devices, 1.0, dtype)
+        return cls(1 / factor, factor / devices, dtype)
+
+
 def data_parallel(
-    gradient: Callable[..., Any], params: Mapping[str, Any], stage: int, mesh: Mesh
+    gradient: Callable[..., Any], params: Mapping[str, Any], stage: int, mesh: Mesh, mean: Mean | None = None
 ) -> Callable[..., Any]:
     """A gradient function of one device, made to run on all: each on its rows, with whole weights.
 
-    The loss must be a mean over rows, which then is the mean of the devices' means, as DeepSpeed takes it.
+    The loss must be a mean over rows, which then is the mean of the devices' means, as DeepSpeed takes it. The
+    result takes `whole`, further arguments that are the same on every device, beside what `gradient` takes.
 
     Args:
-        gradient: (params, *arrays) -> ((loss, output), gradients), as `jax.value_and_grad(..., has_aux=True)` makes it;
-            the first axis of every array and of the output counts rows.
+        gradient: (params, *arrays, *whole) -> ((loss, output), gradients), as
+            `jax.value_and_grad(..., has_aux=True)` makes it; the first axis of every array and of the output counts
+            rows, or devices.
         params: name -> parameter or its shape.
         stage: weights arrive divided at stage 3, and gradients leave divided from stage 2 on.
         mesh: of `make_mesh`.
+        mean: how the gradients are averaged; None divides their sum.
     """
     weights = {name: _spec(leaf.shape, mesh, stage >= 3) for name, leaf in params.items()}
     grads = {name: _spec(leaf.shape, mesh, stage >= 2) for name, leaf in params.items()}
-    rows = PartitionSpec(AXIS)
+    rows, everywhere = PartitionSpec(AXIS), PartitionSpec()
+    how = mean or Mean(after=1 / mesh.size)
 
-    def on_one(own: Mapping[str, jax.Array], *arrays: jax.Array) -> Any:
-        (loss, output), found = gradient({name: _gathered(own[name], weights[name]) for name in own}, *arrays)
-        mean = {name: _summed(g, grads[name]) / mesh.size for name, g in found.items()}
-        return (jax.lax.pmean(loss, AXIS), output), mean
+    def on_one(own: Mapping[str, jax.Array], arrays: Sequence[jax.Array], whole: Sequence[Any]) -> Any:
+        gathered = {name: _gathered(own[name], weights[name]) for name in own}
+        (loss, output), found = gradient(gathered, *arrays, *whole)
+        averaged = {name: _averaged(g, grads[name], how) for name, g in found.items()}
+        return (jax.lax.pmean(loss, AXIS), output), averaged
 
-    def on_all(own: Mapping[str, jax.Array], *arrays: jax.Array) -> Any:
-        specs = (weights, *[rows] * len(arrays))
-        # The check of replication does not see through an explicit sum; the tests do.
-        return jax.shard_map(
-            on_one, mesh=mesh, in_specs=specs, out_specs=((PartitionSpec(), rows), grads), check_vma=False
-        )(dict(own), *arrays)
-
-    return on_all
+    # The check of replication does not see through an explicit sum; the tests do.
+    shared = jax.shard_map(
+        on_one,
+        mesh=mesh,
+        in_specs=(weights, rows, everywhere),
+        out_specs=((everywhere, rows), grads),
+        check_vma=False,
+    )
+    return lambda own, *arrays, whole=(): shared(dict(own), arrays, tuple(whole))
 
 
 def _gathered(leaf: jax.Array, spec: PartitionSpec) -> jax.Array:
     return jax.lax.all_gather(leaf, AXIS, axis=len(spec) - 1, tiled=True) if spec else leaf
 
 
-def _summed(leaf: jax.Array, spec: PartitionSpec) -> jax.Array:
-    if not spec:
-        return jax.lax.psum(leaf, AXIS)
-    return jax.lax.psum_scatter(leaf, AXIS, scatter_dimension=len(spec) - 1, tiled=True)
+def _averaged(leaf: jax.Array, spec: PartitionSpec, mean: Mean) -> jax.Array:
+    sent = (leaf if mean.dtype is None else leaf.astype(mean.dtype)) * mean.before
+    if spec:
+        total = jax.lax.psum_scatter(sent, AXIS, scatter_dimension=len(spec) - 1, tiled=True)
+    else:
+        total = jax.lax.psum(sent, AXIS)
+    return (total * mean.after).astype(leaf.dtype)
 
 
 def make_sharded_step(

@@ -7,20 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from jax_impl.features import peak_normalize
 from jax_impl.model.denoiser import Denoiser, denoiser_loss
 from jax_impl.optim import AdamState, clip_by_global_norm, global_norm, make_optimizer
 from jax_impl.precision import arithmetic
+from jax_impl.sharding import Mean, data_parallel, make_sharded_step
 from jax_impl.weights import Params, abstract_denoiser
-from parivox.backend import Precision
+from parivox.backend import Precision, moments_of
 from parivox.deepspeed_config import OptimizerConfig, OptimizerKind, TrainConfig
 
 __all__ = ["TrainState", "loss_and_output", "make_eval", "make_step"]
@@ -115,18 +118,27 @@ class Recipe:
 
 
 def make_step(
-    recipe: Recipe,
+    recipe: Recipe, mesh: Mesh | None = None, stage: int = 0, mean: Mean | None = None
 ) -> Callable[..., tuple[TrainState, StepMetrics]]:
     """The compiled step: (state, noisy, target, learning rate, betas, scales) -> (state, metrics).
 
     `betas` is a pair, or None for the optimizer's own. `scales` is None, or with a scaled loss the factor on it and
     the one that the gradients are divided by. Loss, norm and energy are those of all micro batches together.
     When loss or gradient is not finite the state comes back unchanged and `finite` is False.
+
+    Args:
+        recipe: what the program depends on.
+        mesh: devices that share the rows, each with its block; None for one device. Metrics then have the losses of
+            the devices too.
+        stage: of ZeRO, on several devices.
+        mean: how the gradients of several devices are averaged.
     """
-    graph, _ = abstract_denoiser(recipe.hidden)
+    graph, shapes = abstract_denoiser(recipe.hidden)
+    gradients = partial(_gradients, recipe, graph) if mesh is None else shared(recipe, mesh, stage, mean)
     # The margin beside the norm is 1e-6 with and without a loss scale.
     clip = clip_by_global_norm(recipe.max_norm)
-    optimizer = make_optimizer(OptimizerConfig(recipe.optimizer, dict(recipe.constants)))
+    kind = OptimizerConfig(recipe.optimizer, dict(recipe.constants))
+    optimizer = make_optimizer(kind)
 
     def step(
         state: TrainState,
@@ -137,7 +149,7 @@ def make_step(
         scales: Array | None = None,
     ) -> tuple[TrainState, StepMetrics]:
         with arithmetic(recipe.precision):
-            loss, energies, grads = _gradients(recipe, graph, state.params, noisy, target, scales)
+            loss, energies, grads, *losses = gradients(state.params, noisy, target, scales)
         # Gradients of a half-precision network are summed in its dtype and used in float32.
         grads = {name: g.astype(state.params[name].dtype) for name, g in grads.items()}
         norm = global_norm(grads)
@@ -157,9 +169,31 @@ def make_step(
         kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), made, state)
         produced, wanted = energies
         energy = produced / jnp.maximum(wanted, jnp.finfo(wanted.dtype).tiny)
-        return kept, {"loss": loss, "grad_norm": norm, "energy_ratio": energy, "finite": finite}
+        told = {"loss": loss, "grad_norm": norm, "energy_ratio": energy, "finite": finite}
+        return kept, {**told, "losses": losses[0]} if losses else told
 
-    return jax.jit(step, donate_argnums=0)
+    if mesh is None:
+        return jax.jit(step, donate_argnums=0)
+    moments = [shapes if group in moments_of(kind) else {} for group in ("exp_avg", "exp_avg_sq")]
+    whole = TrainState(shapes, AdamState(jax.ShapeDtypeStruct((), jnp.int32), *moments))
+    return make_sharded_step(step, whole, stage, mesh)
+
+
+def shared(recipe: Recipe, mesh: Mesh, stage: int, mean: Mean | None = None) -> Callable[..., Any]:
+    """What `_gradients` does, over several devices: (params, noisy, target, scales) -> the same, and their losses."""
+    graph, shapes = abstract_denoiser(recipe.hidden)
+
+    def on_one(params: Params, noisy: Array, target: Array, scales: Array | None) -> Any:
+        loss, energies, grads = _gradients(recipe, graph, params, noisy, target, scales)
+        return (loss, jnp.stack([loss, *energies])[None]), grads
+
+    on_all = data_parallel(on_one, shapes, stage, mesh, mean)
+
+    def gradients(params: Params, noisy: Array, target: Array, scales: Array | None = None) -> Any:
+        (loss, parts), grads = on_all(params, noisy, target, whole=(scales,))
+        return loss, (parts[:, 1].sum(), parts[:, 2].sum()), grads, parts[:, 0]
+
+    return gradients
 
 
 def micro_share(loss: Array, steps: int) -> Array:

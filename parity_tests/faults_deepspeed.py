@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 from unittest.mock import patch
 
-from parity_tests import rungs_optimizers, rungs_precision, rungs_schedule, rungs_training
+from parity_tests import rungs_devices, rungs_optimizers, rungs_precision, rungs_schedule, rungs_training
 from parity_tests.faults import Fault, both, swap
 from parity_tests.ladder import Ladder
 from parity_tests.result import Row
@@ -53,6 +53,23 @@ def accumulation_probe(ladder: Ladder, side: Side) -> Iterator[Row]:
 def loss_scale_probe(ladder: Ladder, side: Side) -> Iterator[Row]:
     """The sequence of the loss scale against the engine."""
     yield rungs_precision.loss_scale_row(ladder, 1)
+
+
+def devices_probe(ladder: Ladder, side: Side) -> Iterator[Row]:
+    """Two updates on two devices or processes against one, at a constant rate without clipping."""
+    run = rungs_devices.Run(updates=2, seed=ladder.options.seed, entries=PLAIN_SGD, weigh=False)
+    if side.name == "jax":
+        yield from rungs_devices.jax_rows([dataclasses.replace(run, devices=2, fault=_planted_in_ranks)])
+    else:
+        yield from rungs_devices.process_rows("torch", [dataclasses.replace(run, fault=_planted_in_ranks)])
+
+
+_planted_in_ranks: str | None = None
+"""The fault that the processes of `devices_probe` plant in themselves."""
+
+
+def _in_ranks(fault: str) -> Callable[[], AbstractContextManager[object]]:
+    return lambda: patch("parity_tests.faults_deepspeed._planted_in_ranks", fault)
 
 
 def _scheduler(**changed: Any) -> Callable[[Callable], Callable]:
@@ -159,6 +176,20 @@ DEEPSPEED_FAULTS: tuple[Fault, ...] = (
         "float32",
         loss_scale_probe,
         {"jax": _WINDOW, "torch": _WINDOW},
+    ),
+    Fault(
+        "sum over devices for their mean",
+        "devices",
+        "float32",
+        devices_probe,
+        {"jax": _in_ranks("sum"), "torch": _in_ranks("sum")},
+    ),
+    Fault(
+        "all devices read the same rows",
+        "devices",
+        "float32",
+        devices_probe,
+        {"jax": _in_ranks("same rows"), "torch": _in_ranks("same rows")},
     ),
 )
 """Faults for the rungs that `LadderOptions.deepspeed` adds."""

@@ -40,7 +40,7 @@ class LadderOptions:
         seed: the one that the recorded outputs were made with.
         faults: whether to plant faults as well.
         deepspeed: whether to compare all that a DeepSpeed config may ask for: every scheduler and optimizer,
-            accumulation, half precision.
+            accumulation, half precision, several devices.
         float64_training: whether the trainings and checkpoint exchanges are made in float64 as well.
         jobs: processes that share the work; None takes one for each CPU where all is computed on CPUs, else 1.
     """
@@ -166,6 +166,7 @@ def rungs_of(options: LadderOptions) -> list[Rung]:
     """The rungs in the order of the report."""
     from parity_tests import (
         faults,
+        rungs_devices,
         rungs_exact,
         rungs_model,
         rungs_optimizer,
@@ -198,6 +199,7 @@ def rungs_of(options: LadderOptions) -> list[Rung]:
             Rung("loss scale", rungs_precision.loss_scales, "optimizers"),
             Rung("accumulation", rungs_precision.accumulation, "precision"),
             Rung("bfloat16", rungs_precision.bfloat16, "precision"),
+            Rung("devices", rungs_devices.devices, "devices"),
         ]
     if options.faults:
         rungs.append(Rung("planted faults", faults.faults, "model"))

@@ -14,9 +14,6 @@ from parity_tests.result import RUNGS, Report, Row
 from parity_tests.rungs_signal import distance, peak_error
 from parivox.errors import ConfigError
 
-NEEDS_TWO_DEVICES = "devices"
-"""The one rung of the list that this version does not climb."""
-
 pytestmark = pytest.mark.timeout(1500)
 
 
@@ -29,7 +26,7 @@ def rows_of(report: Report, rung: str) -> list[Row]:
     return [row for row in report.rows if row.rung == rung]
 
 
-@pytest.mark.parametrize("rung", [name for name in RUNGS if name != NEEDS_TWO_DEVICES])
+@pytest.mark.parametrize("rung", list(RUNGS))
 def test_rung_holds(report: Report, rung: str) -> None:
     rows = rows_of(report, rung)
     assert rows, f"no comparison on rung '{rung}'"
@@ -58,7 +55,7 @@ def test_every_fault_is_planted_in_both_backends(report: Report) -> None:
     assert sorted(planted) == sorted(
         f"{fault.name}, {name}" for fault in faults.all_faults() for name in ("jax", "torch")
     )
-    missed = {fault.rung for fault in faults.FAULTS} ^ (set(RUNGS) - {NEEDS_TWO_DEVICES, "planted faults"})
+    missed = {fault.rung for fault in faults.all_faults()} ^ (set(RUNGS) - {"planted faults"})
     assert not missed, f"rungs without a planted fault: {missed}"
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from parivox.deepspeed_config import OptimizerConfig, TrainConfig
 from parivox.errors import BackendError, CheckpointError
 from parivox.hparams import HParams
+from parivox.parallel import World
 
 NamedArrays = dict[str, np.ndarray]
 """Public tensor name -> array."""
@@ -74,6 +75,7 @@ class StepResult:
         skipped: whether a gradient overflowed float16: weights, moments and schedule are as before, the loss scale
             is lower. This is no error.
         loss_scale: factor on the loss of this update; 1 unless the network computes in float16.
+        suspect: False where loss or norm is not finite and that came from the rows of other processes alone.
     """
 
     loss: float
@@ -83,6 +85,7 @@ class StepResult:
     finite: bool
     skipped: bool = False
     loss_scale: float = 1.0
+    suspect: bool = True
 
 
 def moments_of(optimizer: OptimizerConfig) -> tuple[str, ...]:
@@ -121,6 +124,23 @@ def check_moments(arrays: TrainArrays, optimizer: OptimizerConfig) -> None:
             )
 
 
+def is_suspect(own: float, loss: float) -> bool:
+    """Whether rows with the mean loss `own` may have made a global loss or gradient that is not finite."""
+    return not np.isfinite(own) or bool(np.isfinite(loss))
+
+
+def check_devices(config: TrainConfig, devices: int) -> None:
+    """Refuse a config that was resolved for another number of devices.
+
+    Raises:
+        BackendError: naming both numbers.
+    """
+    if config.world_size != devices:
+        raise BackendError(
+            f"the config is for {config.world_size} devices, and {devices} train; resolve it with world_size={devices}"
+        )
+
+
 def check_rows(batch: Batch, config: TrainConfig) -> None:
     """Refuse a batch that cannot be cut into the micro batches of an update.
 
@@ -137,9 +157,17 @@ def check_rows(batch: Batch, config: TrainConfig) -> None:
 
 @runtime_checkable
 class Backend(Protocol):
-    """What `jax_impl.backend` and `torch_impl.backend` both provide."""
+    """What `jax_impl.backend` and `torch_impl.backend` both provide.
+
+    Attributes:
+        name: which one it is.
+        world: this process among those that train together.
+        data_parallel: devices of all processes that share each batch.
+    """
 
     name: BackendName
+    world: World
+    data_parallel: int
 
     def describe(self) -> dict[str, str]:
         """Device, precision and library versions, for logs and reports."""
@@ -160,15 +188,32 @@ class Backend(Protocol):
         ...
 
     def step(self, state: Any, batch: Batch) -> tuple[Any, StepResult]:
-        """One update from `accumulation_steps * micro_batch_size` rows. The old state must not be used again."""
+        """One update from this process's rows of the global batch; every process must make it.
+
+        With one device these are `accumulation_steps * micro_batch_size` rows. The rows of a device stand side by
+        side, cut into its micro batches; those of rank 0 come first. The result is that of the global batch, and
+        the same on every process but for `suspect`. The old state must not be used again.
+        """
         ...
 
     def export_state(self, state: Any) -> TrainArrays:
-        """The state as named arrays on the host."""
+        """The whole state as named arrays on the host; every process must ask for it."""
         ...
 
     def evaluate(self, state: Any, batch: Batch) -> tuple[float, np.ndarray]:
-        """Loss of a batch and the output (b, t) float, without an update."""
+        """Loss of a batch and the output (b, t) float, without an update; every process must give the same batch."""
+        ...
+
+    def share(self, text: str) -> str:
+        """The text that rank 0 hands in, at most 1,020 bytes, on every process; every process must call this."""
+        ...
+
+    def agree(self, flag: int) -> int:
+        """The largest flag of all processes, on each; every process must call this."""
+        ...
+
+    def gather(self, text: str) -> list[str]:
+        """The texts of all processes in the order of their ranks, on each; every process must call this."""
         ...
 
     def load_denoiser(self, hp: HParams, weights: NamedArrays) -> Any:
@@ -217,20 +262,22 @@ def get_backend(
     device: str = "auto",
     precision: Precision = "highest",
     dtype: Dtype = "float32",
+    world: World | None = None,
 ) -> Backend:
-    """Import one backend and set up its device.
+    """Import one backend and set up its device, or its devices.
 
     Args:
         name: `jax` or `torch`; None takes `default_backend()`.
         device: `auto`, `cpu`, `gpu` (`cuda` is the same), or `tpu` (JAX only).
         precision: arithmetic of convolutions and matrix products: `highest` is true float32.
         dtype: `float64` evaluates the same code in double precision; on the CPU only.
+        world: for training over all devices: this process, which then meets the others. None takes one device.
 
     Raises:
-        BackendError: the backend, device or precision is not available here.
+        BackendError: the backend, device or precision is not available here, or the processes do not meet.
     """
     name = name or default_backend()
     if not installed(name):
         raise BackendError(f"backend '{name}' is not installed; run: pip install 'parivox[{name}]'")
     module = importlib.import_module(f"{name}_impl.backend")
-    return module.create_backend(device=device, precision=precision, dtype=dtype)
+    return module.create_backend(device=device, precision=precision, dtype=dtype, world=world)

@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
-from parivox.backend import BackendName
 from parivox.errors import ConfigError
 
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
@@ -45,7 +45,7 @@ class World:
 
 
 def launched_world(
-    backend: BackendName,
+    backend: Literal["jax", "torch"],
     *,
     coordinator: str | None = None,
     num_processes: int | None = None,

@@ -1,6 +1,9 @@
 """The training loop, written once for both backends.
 
 folders -> grain pipeline -> batch -> `backend.step` -> metrics; checkpoints, evaluation, signals and resume.
+
+Where a run has several processes each goes through all of this with its own rows, and takes part in what divided
+weights need: updates, evaluations, exports. Rank 0 alone writes into the run folder and prints.
 """
 
 from __future__ import annotations
@@ -8,80 +11,25 @@ from __future__ import annotations
 import json
 import signal
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from parivox.backend import Backend, StepResult
-from parivox.checkpoint import Checkpoint, list_checkpoints, save_checkpoint
+from parivox.checkpoint import Checkpoint, save_checkpoint
 from parivox.data import BatchStream, TrainBatch, open_stream, validation_batches
-from parivox.data.index import index_files
-from parivox.data.praat import require_praat
-from parivox.data.stream import MAX_SEED
-from parivox.errors import ConfigError, NonFiniteError
+from parivox.errors import NonFiniteError
 from parivox.evaluation import evaluate
 from parivox.features import SAMPLE_RATE
 from parivox.hparams import DenoiserHParams
 from parivox.progress import TrainProgress
-from parivox.run import Run, locked, meta_of, open_run
-from parivox.run_config import config_of
+from parivox.run import Run, meta_of
 from parivox.runlog import RunLog, read_metrics, write_summary
-from parivox.weights import Initialization
-
-SILENT_RATIO = 0.01
-"""Output energy over target energy below which a model counts as silent: 20 dB under the target."""
-
-SILENT_STEPS = 10
-"""Updates in a row that must be silent before a warning."""
-
-SKIPPED_STEPS = 20
-"""Updates in a row that float16 must skip before a warning; a scale of 2^16 reaches 1 within 16."""
-
-
-@dataclass(frozen=True)
-class TrainOptions:
-    """How to train, apart from the hyperparameters; but for the DeepSpeed config nothing here changes an update.
-
-    Attributes:
-        stop_at: updates after which to stop although the schedule goes on; None goes to `max_steps`.
-        seed: of initial weights and data; None takes the run's own, or 0.
-        init: initial weights of a new run.
-        workers: processes that make the data; None takes the hyperparameter `nj`, capped at the CPUs.
-        checkpoint_every: updates between checkpoints.
-        keep: ordinary checkpoints to keep.
-        permanent_every: updates between checkpoints that are kept for good; 0 keeps none.
-        eval_every: updates between evaluations; 0 evaluates at the end alone.
-        deepspeed_config: DeepSpeed config of a new run; None takes the run's own, or that of the hyperparameters.
-
-    Raises:
-        ConfigError: a number is out of range.
-    """
-
-    stop_at: int | None = None
-    seed: int | None = None
-    init: Initialization = "identity"
-    workers: int | None = None
-    checkpoint_every: int = 500
-    keep: int = 3
-    permanent_every: int = 0
-    eval_every: int = 500
-    deepspeed_config: Path | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse numbers that make no sense, before a run folder is touched."""
-        lowest = {"stop_at": 1, "checkpoint_every": 1, "keep": 1}
-        lowest |= dict.fromkeys(("seed", "workers", "permanent_every", "eval_every"), 0)
-        for name, low in lowest.items():
-            value = getattr(self, name)
-            if value is not None and value < low:
-                raise ConfigError(f"{name} is {value}; it must be {low} or more")
-        if self.seed is not None and self.seed > MAX_SEED:
-            raise ConfigError(f"seed is {self.seed}; use 0 to {MAX_SEED}")
+from parivox.train_start import TrainOptions, console_of, open_for_training
+from parivox.train_watch import REPEAT_SECONDS, OverflowWatch, SilenceWatch, signals
+from parivox.watchdog import Watchdog
 
 
 def train_denoiser(
@@ -95,29 +43,13 @@ def train_denoiser(
         ParivoxError: bad options, data or checkpoints; NonFiniteError when a loss or gradient is not finite.
     """
     options = options or TrainOptions()
-    if not (folder / "hparams.yaml").exists() and not list_checkpoints(folder):
-        config_of(hp or DenoiserHParams(), options.deepspeed_config)
-        _check_data(hp or DenoiserHParams())
     with ExitStack() as stack:
-        stack.enter_context(locked(folder))
-        run = open_run(
-            folder,
-            hp,
-            seed=options.seed,
-            init=options.init,
-            keep=options.keep,
-            message=print,
-            deepspeed=options.deepspeed_config,
-        )
+        stack.enter_context(Watchdog(backend.world, backend.share))
+        backend.agree(0)  # all watch each other before the first one can fail
+        run = open_for_training(stack, folder, backend, hp, options)
         last = min(options.stop_at or run.hp.max_steps, run.hp.max_steps)
-        progress = stack.enter_context(TrainProgress(last, run.checkpoint.meta.step))
-        return _Loop(run, backend, options, progress).go(stack)
-
-
-def _check_data(hp: DenoiserHParams) -> None:
-    # A mistyped folder must not leave a run behind whose hyperparameters then refuse the right one.
-    require_praat(hp.praat_augment_prob)
-    index_files(hp)
+        progress = TrainProgress(last, run.checkpoint.meta.step, console=console_of(stack, backend.world))
+        return _Loop(run, backend, options, stack.enter_context(progress)).go(stack)
 
 
 class _Loop:
@@ -125,17 +57,20 @@ class _Loop:
 
     def __init__(self, run: Run, backend: Backend, options: TrainOptions, progress: TrainProgress):
         meta = run.checkpoint.meta
+        self.world = backend.world
         self.run, self.backend, self.options, self.progress = run, backend, options, progress
         self.step, self.seed = meta.step, meta.seed
         self.last = min(options.stop_at or run.hp.max_steps, run.hp.max_steps)
         self.skipped: dict[str, str] = dict(meta.extra.get("skipped", {}))
         self.position: int = meta.data_position["records"]
         self.saved = meta.step
-        self.silence = _SilenceWatch(progress.message)
-        self.overflows = _OverflowWatch(progress.message)
+        self.silence = SilenceWatch(progress.message)
+        self.overflows = OverflowWatch(progress.message)
         self.held_out: list[TrainBatch] = []
         self.evaluated: dict[str, Any] | None = None
+        self.wish = 0
         self.stopped_by: str | None = None
+        self.log: RunLog | None = None
 
     def go(self, stack: ExitStack) -> dict[str, Any]:
         """Train to the end; returns the summary."""
@@ -147,9 +82,15 @@ class _Loop:
         )
         config = self.run.config
         rows = config.micro_batch_size
+        if config.world_size > 1:
+            say(
+                f"{config.world_size} devices: batch of {config.train_batch_size} = {rows} in a pass x"
+                f" {config.accumulation_steps} passes x {config.world_size} devices; ZeRO stage {config.zero_stage}"
+            )
         self.held_out = validation_batches(hp, seed=self.seed, batch_size=rows, message=say)
         self.skipped |= dict(pair for batch in self.held_out for pair in batch.skipped)
-        self.log = stack.enter_context(RunLog(self.run.folder, resume_step=self.step))
+        if self.world.is_main:
+            self.log = stack.enter_context(RunLog(self.run.folder, resume_step=self.step))
         self.state = self.backend.create_state(hp, self.run.checkpoint.arrays, config)
         stream = stack.enter_context(
             open_stream(
@@ -157,15 +98,26 @@ class _Loop:
                 seed=self.seed,
                 start=self.position,
                 workers=self.options.workers,
-                batch_size=config.train_batch_size // config.world_size,
+                batch_size=config.train_batch_size // self.world.size,
+                rank=self.world.rank,
+                ranks=self.world.size,
                 message=say,
             )
         )
-        with _signals(self._ask_to_stop):
-            while self.step < self.last and self.stopped_by is None:
+        with signals(self._ask_to_stop, REPEAT_SECONDS if self.world.size > 1 else 0.0):
+            while not self._stopped() and self.step < self.last:
                 self._one(stream)
         self._finish()
-        return self._summary()
+        summary = self._summary()
+        self.backend.share("written")  # no process leaves while another still writes
+        return summary
+
+    def _stopped(self) -> bool:
+        """Whether any rank was asked to stop; all ranks stop after the same update."""
+        wish = self.backend.agree(self.wish)
+        if wish:
+            self.stopped_by = signal.Signals(wish).name
+        return wish != 0
 
     def _one(self, stream: BatchStream) -> None:
         begin = time.perf_counter()
@@ -185,7 +137,7 @@ class _Loop:
             self._save()
 
     def _record(self, batch: TrainBatch, result: StepResult, waited: float, seconds: float) -> None:
-        audio = batch.arrays["noisy"].size / SAMPLE_RATE
+        audio = batch.arrays["noisy"].size / SAMPLE_RATE * self.world.size
         scalars = {
             "loss": result.loss,
             "lr": result.learning_rate,
@@ -198,7 +150,8 @@ class _Loop:
         if self.run.config.loss_scale is not None:
             scalars |= {"loss_scale": result.loss_scale, "overflow": float(result.skipped)}
             self.overflows.see(self.step, result)
-        self.log.write(self.step, {**scalars, "backend": self.backend.name})
+        if self.log is not None:
+            self.log.write(self.step, {**scalars, "backend": self.backend.name})
         self.progress.update(
             self.step,
             loss=result.loss,
@@ -212,9 +165,10 @@ class _Loop:
 
     def _evaluate(self) -> None:
         folder = self.run.folder / "eval" / f"step-{self.step:08d}"
-        found = evaluate(self.backend, self.state, self.held_out, folder)
+        found = evaluate(self.backend, self.state, self.held_out, folder if self.world.is_main else None)
         self.evaluated = {"step": self.step, **found.scalars()}
-        self.log.write(self.step, found.scalars(), event="valid")
+        if self.log is not None:
+            self.log.write(self.step, found.scalars(), event="valid")
         self.progress.message(
             f"step {self.step}: held-out loss {found.loss:.4f}, SI-SDR {found.si_sdr_noisy:.1f} ->"
             f" {found.si_sdr_denoised:.1f} dB ({found.si_sdr_gain:+.1f}); sound and pictures in {folder}"
@@ -225,8 +179,13 @@ class _Loop:
         every = self.options.permanent_every
         return every > 0 and self.step > 0 and self.step % every == 0
 
-    def _save(self) -> Path:
+    def _save(self) -> str:
+        """Write a checkpoint; returns what to call it."""
         arrays = self.backend.export_state(self.state)
+        self._gather_skipped()
+        self.saved = self.step
+        if self.log is None:
+            return f"the checkpoint of step {self.step}"
         given = {} if self.run.given is None else {"deepspeed": self.run.given}
         meta = meta_of(
             self.run.hp,
@@ -240,9 +199,13 @@ class _Loop:
             updates=arrays.step,
         )
         self.log.sync()
-        path = save_checkpoint(self.run.folder, Checkpoint(arrays, meta), keep=self.options.keep)
-        self.saved = self.step
-        return path
+        return str(save_checkpoint(self.run.folder, Checkpoint(arrays, meta), keep=self.options.keep))
+
+    def _gather_skipped(self) -> None:
+        """Make known to all ranks which files did not decode on any."""
+        if self.world.size > 1:
+            for text in self.backend.gather(json.dumps(self.skipped)):
+                self.skipped |= json.loads(text)
 
     def _finish(self) -> None:
         if self.saved != self.step:
@@ -256,12 +219,15 @@ class _Loop:
 
     def _evaluated_before(self) -> bool:
         """Whether an earlier process has logged an evaluation of this step; its numbers then stand."""
+        if self.log is None:
+            return self.backend.agree(0) > 0
         found = [line for line in read_metrics(self.run.folder, "valid") if line["step"] == self.step]
         if found:
             self.evaluated = {name: value for name, value in found[-1].items() if name != "event"}
-        return bool(found)
+        return self.backend.agree(len(found)) > 0
 
     def _summary(self) -> dict[str, Any]:
+        self._gather_skipped()
         summary = {
             "step": self.step,
             "finished": self.step >= self.run.hp.max_steps,
@@ -270,78 +236,34 @@ class _Loop:
             "evaluation": self.evaluated,
             "skipped_files": self.skipped,
         }
-        write_summary(self.run.folder, summary)
+        if self.world.is_main:
+            write_summary(self.run.folder, summary)
         if self.skipped:
             listing = "; ".join(f"{path} ({reason})" for path, reason in self.skipped.items())
             self.progress.message(f"{len(self.skipped)} files did not decode and were skipped: {listing}")
         return summary
 
     def _stop_non_finite(self, batch: TrainBatch, result: StepResult) -> None:
+        mine = [*self._write_non_finite(batch, result)] if result.suspect else []
+        saved = self._save() if self.saved != self.step else f"checkpoint of step {self.step}"
+        # All have written before the first one ends and the others with it.
+        parts = [json.loads(text) for text in self.backend.gather(json.dumps(mine))]
+        written = " and ".join(f"{path} (from {records})" for path, records in filter(None, parts))
+        raise NonFiniteError(
+            f"update {self.step} was not made: loss {result.loss}, gradient norm {result.grad_norm}. The batch is in"
+            f" {written}, the weights before it in {saved}; look at those files, or lower max_lr"
+        )
+
+    def _write_non_finite(self, batch: TrainBatch, result: StepResult) -> tuple[str, str]:
+        """Keep a batch of this rank; returns the file and what it was made of."""
         folder = self.run.folder / "nonfinite"
         folder.mkdir(exist_ok=True)
-        path = folder / f"step-{self.step:08d}.npz"
+        rank = f"-rank{self.world.rank}" if self.world.size > 1 else ""
+        path = folder / f"step-{self.step:08d}{rank}.npz"
         np.savez(path, **batch.arrays)  # type: ignore[arg-type]
         told = {"loss": repr(result.loss), "grad_norm": repr(result.grad_norm), "records": batch.records}
         path.with_suffix(".json").write_text(json.dumps(told, indent=2), encoding="utf-8")
-        saved = self._save() if self.saved != self.step else f"checkpoint of step {self.step}"
-        raise NonFiniteError(
-            f"update {self.step} was not made: loss {result.loss}, gradient norm {result.grad_norm}. The batch is in"
-            f" {path} (from {', '.join(batch.records)}), the weights before it in {saved}; look at those files, or"
-            " lower max_lr"
-        )
+        return str(path), ", ".join(batch.records)
 
-    def _ask_to_stop(self, name: str) -> None:
-        self.stopped_by = name
-
-
-class _SilenceWatch:
-    """Warns when the output has been silent for a while, and again only after it has sounded."""
-
-    def __init__(self, message: Callable[[str], None]):
-        self._recent: deque[float] = deque(maxlen=SILENT_STEPS)
-        self._message = message
-        self._warned = False
-
-    def see(self, step: int, ratio: float) -> None:
-        self._recent.append(ratio)
-        silent = len(self._recent) == SILENT_STEPS and max(self._recent) < SILENT_RATIO
-        if silent and not self._warned:
-            self._message(
-                f"warning: at step {step} the output has fallen silent (energy {ratio:.1e} of the target's for"
-                f" {SILENT_STEPS} updates); the L1 loss rewards silence at high rates: lower max_lr and start again"
-            )
-        self._warned = silent
-
-
-class _OverflowWatch:
-    """Warns when float16 has skipped many updates in a row: no loss scale then mends it."""
-
-    def __init__(self, message: Callable[[str], None]):
-        self._message, self._count = message, 0
-
-    def see(self, step: int, result: StepResult) -> None:
-        self._count = self._count + 1 if result.skipped else 0
-        if self._count and self._count % SKIPPED_STEPS == 0:
-            self._message(
-                f"warning: at step {step} the last {self._count} updates were skipped, since gradients overflow float16"
-                f" (loss {result.loss:g}, loss scale {result.loss_scale:g}); lower max_lr, or train with bf16"
-            )
-
-
-@contextmanager
-def _signals(ask: Callable[[str], None]) -> Iterator[None]:
-    """Turn SIGINT and SIGTERM into a wish to stop after the update at hand; a second one ends at once."""
-    kinds = (signal.SIGINT, signal.SIGTERM)
-    before = {kind: signal.getsignal(kind) for kind in kinds}
-
-    def handler(number: int, frame: object) -> None:
-        ask(signal.Signals(number).name)
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-
-    try:
-        for kind in kinds:
-            signal.signal(kind, handler)
-        yield
-    finally:
-        for kind, old in before.items():
-            signal.signal(kind, old)
+    def _ask_to_stop(self, number: int) -> None:
+        self.wish = number

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import typing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
@@ -14,6 +15,7 @@ from parivox.cli import main, parse
 from parivox.commands.train import MEANINGS
 from parivox.errors import ConfigError
 from parivox.hparams import DenoiserHParams
+from parivox.parallel import World
 from parivox.presets import preset
 from parivox.train import TrainOptions
 from tests.test_cli import one_line, text_of_help
@@ -111,11 +113,19 @@ class NoBackend:
     """Stands where a backend is opened and must not be used."""
 
     name = "jax"
+    world, data_parallel = World(), 1
 
     def _refuse(self, *arguments: Any) -> Any:
         raise AssertionError("the backend was used")
 
     describe = create_state = step = export_state = evaluate = load_denoiser = denoise = _refuse
+    gather = _refuse
+
+    def share(self, text: str) -> str:
+        return text
+
+    def agree(self, flag: int) -> int:
+        return flag
 
 
 @pytest.fixture
@@ -146,10 +156,10 @@ def trained(monkeypatch) -> list[tuple]:
     seen = []
 
     def get_backend(name, **options):
-        return name, options
+        return SimpleNamespace(world=World(), asked=(name, options))
 
     def train_denoiser(folder, backend, hp, options):
-        seen.append((folder, backend, hp, options))
+        seen.append((folder, backend.asked, hp, options))
         return {"stopped_by": "SIGTERM" if folder.name == "stopped" else None}
 
     monkeypatch.setattr(backend, "get_backend", get_backend)
@@ -186,15 +196,47 @@ def test_training_gets_every_option(tmp_path, trained, capsys):
     assert main(["train", "denoiser", str(run), *words]) == 0
     wanted = TrainOptions(6, 5, "published", 2, 7, 8, 9, 10)
     assert {field.name for field in dataclasses.fields(TrainOptions)} == wanted.__dict__.keys()
-    assert trained == [(run, ("torch", {"device": "gpu", "precision": "tf32"}), DenoiserHParams(), wanted)]
+    asked = {"device": "gpu", "precision": "tf32", "dtype": "float32", "world": World()}
+    assert trained == [(run, ("torch", asked), DenoiserHParams(), wanted)]
     assert f"--run {run}" in capsys.readouterr().out
 
 
 def test_training_without_options_takes_the_loop_s_own(tmp_path, trained):
     assert main(["train", "denoiser", str(tmp_path / "run")]) == 0
     (call,) = trained
-    assert call[1] == (None, {"device": "auto", "precision": "highest"})
+    name, asked = call[1]
+    assert name == backend.default_backend()
+    assert asked == {"device": "auto", "precision": "highest", "dtype": "float32", "world": World()}
     assert call[3] == TrainOptions()
+
+
+def test_flags_say_which_process_this_is(tmp_path, trained, capsys):
+    words = ["--coordinator", "node0:1234", "--num-processes", "2", "--process-id", "1"]
+    assert main(["train", "denoiser", str(tmp_path / "run"), "--backend", "jax", *words]) == 0
+    assert trained[0][1][1]["world"] == World(1, 2, 0, "node0:1234")
+    assert main(["train", "denoiser", str(tmp_path / "run"), "--backend", "jax", "--distributed"]) == 0
+    assert trained[1][1][1]["world"] == World(detect=True)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["jax", "--coordinator", "node0:1234"], "--coordinator given without --num-processes, --process-id"),
+        (["torch", "--distributed"], "--distributed: belong to JAX"),
+        (
+            ["jax", "--distributed", "--process-id", "0"],
+            "--distributed finds out what --process-id would say",
+        ),
+        (
+            ["jax", "--coordinator", "node0", "--num-processes", "2", "--process-id", "1"],
+            "--coordinator is 'node0'",
+        ),
+    ],
+)
+def test_half_a_world_is_refused_before_anything_is_done(tmp_path, trained, capsys, words, said):
+    assert main(["train", "denoiser", str(tmp_path / "run"), "--backend", *words]) == 1
+    assert said in one_line(capsys)
+    assert trained == [] and not (tmp_path / "run").exists()
 
 
 def test_a_run_that_a_signal_stopped_is_not_a_success(tmp_path, trained):

@@ -16,7 +16,7 @@ from parivox.errors import NonFiniteError
 from parivox.evaluation import evaluate
 from parivox.plots import spectrogram_png
 from parivox.runlog import read_metrics
-from parivox.train import SILENT_STEPS
+from parivox.train_watch import SILENT_STEPS
 from tests.data_folder import folders
 from tests.train_folder import (
     ToyBackend,

@@ -18,6 +18,7 @@ from parivox.backend import Backend, Batch, NamedArrays, StepResult, TrainArrays
 from parivox.checkpoint import latest_checkpoint
 from parivox.deepspeed_config import TrainConfig
 from parivox.hparams import DenoiserHParams, HParams
+from parivox.parallel import World
 from parivox.runlog import read_metrics
 from parivox.schedule import from_deepspeed
 from parivox.train import TrainOptions, train_denoiser
@@ -105,6 +106,7 @@ class ToyBackend:
         energy: Callable[[int], float] = lambda step: 1.0,
     ):
         self.before, self.energy = before, energy
+        self.world, self.data_parallel = World(), 1
 
     def describe(self) -> dict[str, str]:
         return {"backend": "jax", "device": "none"}
@@ -136,6 +138,15 @@ class ToyBackend:
 
     def evaluate(self, state: dict[str, Any], batch: Batch) -> tuple[float, np.ndarray]:
         return float(np.abs(batch["noisy"] - batch["target"]).mean()), peak_normalize(batch["noisy"])
+
+    def share(self, text: str) -> str:
+        return text
+
+    def agree(self, flag: int) -> int:
+        return flag
+
+    def gather(self, text: str) -> list[str]:
+        return [text]
 
     def load_denoiser(self, hp: HParams, weights: NamedArrays) -> float:
         return float(weights["net.head.2.bias"].mean())

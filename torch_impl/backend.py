@@ -14,12 +14,15 @@ from parivox.backend import (
     Precision,
     StepResult,
     TrainArrays,
+    check_devices,
     check_moments,
     check_rows,
 )
 from parivox.deepspeed_config import TrainConfig, resolve
 from parivox.errors import BackendError
 from parivox.hparams import DenoiserHParams
+from parivox.parallel import World
+from torch_impl import sharding
 from torch_impl.infer import DenoiserModel, load_denoiser
 from torch_impl.optim import AdamState
 from torch_impl.train_step import PlainState, TrainState, make_eval, make_step
@@ -29,23 +32,26 @@ __all__ = ["TorchBackend", "create_backend"]
 
 
 class TorchBackend:
-    """PyTorch on one device; trains through DeepSpeed in float32 and through the plain optimizer in float64."""
+    """PyTorch on one device of each process; trains through DeepSpeed in float32, plainly in float64."""
 
     name = "torch"
 
-    def __init__(self, device: torch.device, precision: Precision, dtype: Dtype):
+    def __init__(self, device: torch.device, precision: Precision, dtype: Dtype, world: World | None = None):
         self.device = device
         self.precision: Precision = precision
         self.dtype: torch.dtype = getattr(torch, dtype)
-        self._step = make_step(precision, device.type)
+        self.world = world or World()
+        self.data_parallel = self.world.size
+        self._step = make_step(precision, device.type, self.data_parallel)
         self._eval = make_eval(precision, device.type)
 
     def describe(self) -> dict[str, str]:
         """Device, precision and library versions."""
         cuda = self.device.type == "cuda"
+        number = f"{self.data_parallel} x " if self.data_parallel > 1 else ""
         text = {
             "backend": "torch",
-            "device": f"cuda: {torch.cuda.get_device_name(self.device)}" if cuda else "cpu",
+            "device": number + (f"cuda: {torch.cuda.get_device_name(self.device)}" if cuda else "cpu"),
             "precision": self.precision,
             "dtype": str(self.dtype).removeprefix("torch."),
             "torch": torch.__version__,
@@ -65,7 +71,8 @@ class TorchBackend:
             BackendError: float32 training needs DeepSpeed and it is not installed, or DeepSpeed cannot do on this
                 device what the config asks for.
         """
-        config = config or resolve(hp.deepspeed_config, hparams=hp)
+        config = config or resolve(hp.deepspeed_config, world_size=self.data_parallel, hparams=hp)
+        check_devices(config, self.data_parallel)
         hidden = hp.unet_hidden_dim
         check_moments(arrays, config.optimizer)
         params, exp_avg, exp_avg_sq = (
@@ -77,6 +84,10 @@ class TorchBackend:
             )
         )
         if self.dtype == torch.float64:
+            if self.world.size > 1:
+                raise BackendError(
+                    "float64 on PyTorch trains in one process; use --backend jax for several devices"
+                )
             if config.precision != "fp32":
                 raise BackendError(
                     f"float64 does not go with {config.precision}; use float32, or an fp32 config"
@@ -103,6 +114,18 @@ class TorchBackend:
         loss, output = self._eval(state.module, self._put(batch["noisy"]), self._put(batch["target"]))
         return float(loss), output.cpu().numpy()
 
+    def share(self, text: str) -> str:
+        """The text of rank 0."""
+        return sharding.share(text) if self.world.size > 1 else text
+
+    def agree(self, flag: int) -> int:
+        """The largest flag of all processes."""
+        return sharding.agree(flag) if self.world.size > 1 else flag
+
+    def gather(self, text: str) -> list[str]:
+        """The texts of all processes."""
+        return sharding.gather(text) if self.world.size > 1 else [text]
+
     def load_denoiser(self, hp: DenoiserHParams, weights: NamedArrays) -> DenoiserModel:
         """A denoiser for inference from named arrays."""
         dtype = str(self.dtype).removeprefix("torch.")
@@ -117,12 +140,15 @@ class TorchBackend:
 
 
 def create_backend(
-    device: str = "auto", precision: Precision = "highest", dtype: Dtype = "float32"
+    device: str = "auto",
+    precision: Precision = "highest",
+    dtype: Dtype = "float32",
+    world: World | None = None,
 ) -> TorchBackend:
     """Set up a device. See `parivox.backend.get_backend`.
 
     Raises:
-        BackendError: the device, precision or dtype is not available here.
+        BackendError: the device, precision or dtype is not available here, or the processes do not meet.
     """
     if device == "tpu":
         raise BackendError("the torch backend does not run on TPUs; use --backend jax")
@@ -134,4 +160,13 @@ def create_backend(
         raise BackendError("a CPU has no TF32 arithmetic; use --precision highest or bf16")
     if dtype == "float64" and chosen.type != "cpu":
         raise BackendError("float64 runs on the CPU only; use --device cpu")
-    return TorchBackend(chosen, precision, dtype)
+    if world is None or world.size == 1:
+        return TorchBackend(chosen, precision, dtype)
+    if not importlib.util.find_spec("deepspeed"):
+        raise BackendError("training on torch needs DeepSpeed; run: pip install 'parivox[deepspeed]'")
+    if chosen.type == "cuda" and world.local_rank >= torch.cuda.device_count():
+        raise BackendError(
+            f"LOCAL_RANK is {world.local_rank}, and PyTorch sees {torch.cuda.device_count()} GPUs; start at most one"
+            " process for each"
+        )
+    return TorchBackend(chosen, precision, dtype, sharding.initialize(world, chosen.type))

@@ -22,7 +22,16 @@ from parivox.backend import NamedArrays
 from parivox.errors import BackendError
 from parivox.parallel import World
 
-__all__ = ["bytes_per_device", "full_arrays", "initialize", "share", "engine_bytes", "put_arrays"]
+__all__ = [
+    "bytes_per_device",
+    "full_arrays",
+    "initialize",
+    "share",
+    "agree",
+    "gather",
+    "engine_bytes",
+    "put_arrays",
+]
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 """Rank 0 evaluates and writes while the others wait, so this is long; `parivox.watchdog` notices a dead process."""
@@ -89,6 +98,28 @@ def share(text: str) -> str:
     box = [text]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def agree(flag: int) -> int:
+    """The largest flag of all ranks, on every rank; every process must call this."""
+    if not dist.is_initialized():
+        return flag
+    box = torch.tensor([flag], device=_device())
+    dist.all_reduce(box, op=dist.ReduceOp.MAX)
+    return int(box.item())
+
+
+def gather(text: str) -> list[str]:
+    """The texts of all ranks in their order, on every rank; every process must call this."""
+    if not dist.is_initialized():
+        return [text]
+    box: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(box, text)
+    return box
+
+
+def _device() -> str:
+    return "cuda" if dist.get_backend() == "nccl" else "cpu"
 
 
 def engine_bytes(engine: Any) -> dict[str, int]:

@@ -13,8 +13,9 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch import distributed as dist
 
-from parivox.backend import Precision, TrainArrays
+from parivox.backend import Precision, TrainArrays, is_suspect
 from parivox.deepspeed_config import TrainConfig
 from torch_impl.features import peak_normalize
 from torch_impl.model.denoiser import Denoiser, denoiser_loss
@@ -146,11 +147,11 @@ def loss_and_output(
 
 
 def make_step(
-    precision: Precision = "highest", device: str = "cpu"
+    precision: Precision = "highest", device: str = "cpu", ranks: int = 1
 ) -> Callable[[TrainState, Tensor, Tensor], tuple[TrainState, StepMetrics]]:
     """The step: (state, noisy, target) -> (state, metrics); the state is changed in place.
 
-    The rows are those of all micro batches; loss and energy are of all of them together.
+    The rows are those of all micro batches of this rank; loss and energy are of all of them together, on all ranks.
     When loss or gradient is not finite the state comes back unchanged and `finite` is False.
     """
 
@@ -164,11 +165,16 @@ def make_step(
             losses.append(loss.detach())
             produced.append(output.detach().square().sum())
             desired.append(peak_normalize(aim).square().sum())
-        loss = torch.stack(losses).mean()
+        own = torch.stack(losses).mean()
+        loss, output_energy, wanted = own, torch.stack(produced).sum(), torch.stack(desired).sum()
+        if ranks > 1:
+            totals = torch.stack([own, output_energy, wanted])
+            dist.all_reduce(totals)
+            loss, output_energy, wanted = totals[0] / ranks, totals[1], totals[2]
         made = state.update(loss)
-        wanted = torch.stack(desired).sum()
-        energy = torch.stack(produced).sum() / wanted.clamp(min=torch.finfo(wanted.dtype).tiny)
-        return state, {"loss": loss.item(), "energy_ratio": energy.item(), **vars(made)}
+        energy = output_energy / wanted.clamp(min=torch.finfo(wanted.dtype).tiny)
+        told = {"loss": loss.item(), "energy_ratio": energy.item(), **vars(made)}
+        return state, {**told, "suspect": is_suspect(own.item(), told["loss"])}
 
     return step
 

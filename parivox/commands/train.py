@@ -95,6 +95,10 @@ class _TrainDenoiser:
         deepspeed_config: DeepSpeed config (JSON) of a new run: optimizer, schedule, batch, precision, ZeRO; either
             backend trains by it.
         dry_run: Print what would be done, with the schedule and the memory of each device, and do nothing.
+        coordinator: JAX in several processes: host:port of process 0, any free port; the same for all.
+        num_processes: JAX in several processes: how many.
+        process_id: JAX in several processes: the number of this one, from 0.
+        distributed: JAX in several processes: take these three from the cluster, such as SLURM.
     """
 
     run_dir: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
@@ -114,22 +118,41 @@ class _TrainDenoiser:
     eval_every: int = 500
     deepspeed_config: FileOption = None
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff, NO_HINT] = False
+    coordinator: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None
+    num_processes: CountOption = None
+    process_id: CountOption = None
+    distributed: Annotated[bool, tyro.conf.FlagCreatePairsOff, NO_HINT] = False
 
     def run(self) -> int:
         """Train; returns the exit status."""
         hp = self.hparams()
         options = self._options()
+        from parivox.backend import default_backend, get_backend
+        from parivox.parallel import launched_world
+
+        name = self.backend or default_backend()
+        # Before the backend: JAX must not be in use when its processes meet.
+        world = launched_world(
+            name,
+            coordinator=self.coordinator,
+            num_processes=self.num_processes,
+            process_id=self.process_id,
+            distributed=self.distributed,
+        )
         if self.dry_run:
-            print(self._plan(hp), flush=True)
+            if world.is_main:
+                print(self._plan(hp, world.size), flush=True)
             return 0
-        from parivox.backend import get_backend
         from parivox.train import train_denoiser
 
-        backend = get_backend(self.backend, device=self.device, precision=self.precision, dtype=self.dtype)
+        backend = get_backend(
+            name, device=self.device, precision=self.precision, dtype=self.dtype, world=world
+        )
         summary = train_denoiser(self.run_dir, backend, hp, options)
         if summary["stopped_by"]:
             return 128 + signal.Signals[summary["stopped_by"]].value
-        print(f"done; the model is in {self.run_dir}. Clean a file with it: {self._next()}", flush=True)
+        if backend.world.is_main:
+            print(f"done; the model is in {self.run_dir}. Clean a file with it: {self._next()}", flush=True)
         return 0
 
     def hparams(self) -> DenoiserHParams | None:
@@ -160,8 +183,8 @@ class _TrainDenoiser:
         names = (field.name for field in dataclasses.fields(TrainOptions))
         return TrainOptions(**{name: getattr(self, name) for name in names})
 
-    def _plan(self, hp: DenoiserHParams | None) -> str:
-        """What a dry run prints."""
+    def _plan(self, hp: DenoiserHParams | None, processes: int) -> str:
+        """What a dry run prints; each process counts as one device, for nothing is started that could count them."""
         from parivox import deepspeed_config
         from parivox.dry_run import describe
         from parivox.run_config import CONFIG_FILE, config_of, own_config, read_config
@@ -175,7 +198,7 @@ class _TrainDenoiser:
             begun = own_config(self.run_dir, None, path, restore=False)
             path = None if begun is None else self.run_dir / CONFIG_FILE
         hp = hp or DenoiserHParams()
-        config = config_of(hp, path)
+        config = config_of(hp, path, processes)
         given = hp.deepspeed_config if path is None else read_config(path)
         return describe(hp, config, deepspeed_config.remarks(given, hparams=hp))
 
