@@ -174,8 +174,10 @@ def make_step(
 
     if mesh is None:
         return jax.jit(step, donate_argnums=0)
-    moments = [shapes if group in moments_of(kind) else {} for group in ("exp_avg", "exp_avg_sq")]
-    whole = TrainState(shapes, AdamState(jax.ShapeDtypeStruct((), jnp.int32), *moments))
+    known: Any = shapes  # shapes stand for the arrays here
+    moments = [known if group in moments_of(kind) else {} for group in ("exp_avg", "exp_avg_sq")]
+    count: Any = jax.ShapeDtypeStruct((), jnp.int32)
+    whole = TrainState(known, AdamState(count, *moments))
     return make_sharded_step(step, whole, stage, mesh)
 
 

@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -127,7 +127,7 @@ def opened(name: BackendName, run: Mapping[str, Any], world: World | None) -> Ba
 
         devices = jax.devices()[: run["devices"]]
         mesh = None if len(devices) == 1 else sharding.make_mesh(devices)
-        return JaxBackend(devices[0], "highest", dtype, World(), mesh)
+        return cast(Backend, JaxBackend(devices[0], "highest", dtype, World(), mesh))
     return get_backend(name, device="cpu", dtype=dtype, world=world)
 
 
@@ -144,7 +144,7 @@ def plant(name: BackendName, faults: set[str | None]) -> None:
         from torch_impl.engine import DeepSpeedState
 
         backward = DeepSpeedState.backward
-        DeepSpeedState.backward = lambda this, loss: backward(this, loss * this.config.world_size)
+        DeepSpeedState.backward = lambda self, loss: backward(self, loss * self.config.world_size)
 
 
 def main(file: str, rank: str, size: str, port: str) -> None:
