@@ -118,7 +118,7 @@ class _TrainDenoiser:
     eval_every: int = 500
     deepspeed_config: FileOption = None
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff, NO_HINT] = False
-    coordinator: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None
+    coordinator: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT", help_behavior_hint="")] = None
     num_processes: CountOption = None
     process_id: CountOption = None
     distributed: Annotated[bool, tyro.conf.FlagCreatePairsOff, NO_HINT] = False
