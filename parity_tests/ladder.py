@@ -22,6 +22,9 @@ from parivox.errors import BackendError, ConfigError
 BUNDLED_REFERENCE = Path(__file__).parent / "reference"
 """The small recorded set that comes with the project."""
 
+SHORT = 10
+"""Updates of the rungs that `LadderOptions.long` is about, without it."""
+
 Finding = Row | Skipped | Figure
 
 if TYPE_CHECKING:
@@ -42,6 +45,7 @@ class LadderOptions:
         deepspeed: whether to compare all that a DeepSpeed config may ask for: every scheduler and optimizer,
             accumulation, half precision, several devices.
         float64_training: whether the trainings and checkpoint exchanges are made in float64 as well.
+        long: whether accumulation, bfloat16 and devices are followed for all their updates, or for ten.
         jobs: processes that share the work; None takes one for each CPU where all is computed on CPUs, else 1.
     """
 
@@ -53,6 +57,7 @@ class LadderOptions:
     faults: bool = True
     deepspeed: bool = True
     float64_training: bool = True
+    long: bool = True
     jobs: int | None = 1
 
 
@@ -127,6 +132,10 @@ class Ladder:
     def label(self, dtype: str) -> str:
         """The arithmetic that a row names: `float64`, `float32`, or the lower precision asked for."""
         return self.options.precision if dtype == "float32" and self.options.precision != "highest" else dtype
+
+    def updates(self, all_of_them: int) -> int:
+        """How many updates of a rung are made: all, or ten where little time is to be spent."""
+        return all_of_them if self.options.long else min(SHORT, all_of_them)
 
     def bound(self, rung: str, dtype: str) -> float:
         """The bound of a rung in this arithmetic."""

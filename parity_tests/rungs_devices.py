@@ -163,12 +163,12 @@ def process_rows(name: BackendName, runs: Sequence[Run], size: int = 2) -> Itera
 
 def devices(ladder: Ladder) -> Iterator[Finding]:
     """Eight devices of JAX and two processes of PyTorch, each against one; the slow tests have all the others."""
-    seed = ladder.options.seed
+    seed, updates = ladder.options.seed, ladder.updates(UPDATES)
     if "jax" in ladder.backends:
-        yield from jax_rows([Run(stage, JAX_DEVICES, seed=seed) for stage in (3,)])
+        yield from jax_rows([Run(3, JAX_DEVICES, seed=seed, updates=updates)])
     if "torch" not in ladder.backends:
         return
     if not deepspeed_oracle.available():
         yield Skipped("devices", "DeepSpeed is not installed (pip install 'parivox[deepspeed]')")
         return
-    yield from process_rows("torch", [Run(stage, seed=seed) for stage in (1, 3)])
+    yield from process_rows("torch", [Run(stage, seed=seed, updates=updates) for stage in (1, 3)])

@@ -69,9 +69,9 @@ def train(
     return np.array(losses), side.backend.export_state(state)
 
 
-def accumulation(ladder: Ladder, updates: int = UPDATES) -> Iterator[Finding]:
+def accumulation(ladder: Ladder) -> Iterator[Finding]:
     """The same global batch in one, two and four passes, on both backends, against one pass on each."""
-    batches = data(ladder.options.seed, updates)
+    batches = data(ladder.options.seed, ladder.updates(UPDATES))
     for side in ladder.sides("float32"):
         if not rungs_training.can_train(side):
             yield Skipped("training", "DeepSpeed is not installed (pip install 'parivox[deepspeed]')")
@@ -98,11 +98,12 @@ def accumulation_row(
     return Row("training", label, f"{side.name}, 1 pass", error, bound, dtype, note, feature)
 
 
-def bfloat16(ladder: Ladder, updates: int = HALF_UPDATES) -> Iterator[Finding]:
+def bfloat16(ladder: Ladder) -> Iterator[Finding]:
     """Networks in bfloat16 with float32 master weights: JAX against the real engine."""
     if len(ladder.backends) < 2 or not deepspeed_oracle.available():
         yield Skipped("training", "bf16 compares JAX with DeepSpeed's engine; one of them is not here")
         return
+    updates = ladder.updates(HALF_UPDATES)
     config, batches = config_of(bf16={"enabled": True}), data(ladder.options.seed, updates)
     found = {side.name: train(side, config, batches, ladder.options.seed) for side in ladder.sides("float32")}
     error = rungs_training.worst_loss(found["jax"][0], found["torch"][0])

@@ -8,7 +8,15 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 
-from parity_tests import faults, rungs_model, rungs_training, seeded, tolerances
+from parity_tests import (
+    faults,
+    rungs_devices,
+    rungs_model,
+    rungs_precision,
+    rungs_training,
+    seeded,
+    tolerances,
+)
 from parity_tests.ladder import BUNDLED_REFERENCE, Ladder, LadderOptions, run_ladder
 from parity_tests.result import RUNGS, Report, Row
 from parity_tests.rungs_signal import distance, peak_error
@@ -19,7 +27,7 @@ pytestmark = pytest.mark.timeout(1500)
 
 @pytest.fixture(scope="module")
 def report() -> Report:
-    return run_ladder(LadderOptions())
+    return run_ladder(LadderOptions(long=False))
 
 
 def rows_of(report: Report, rung: str) -> list[Row]:
@@ -36,6 +44,15 @@ def test_rung_holds(report: Report, rung: str) -> None:
         if not row.passed
     ]
     assert not outside, "\n".join(outside)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "climb", [rungs_precision.accumulation, rungs_precision.bfloat16, rungs_devices.devices]
+)
+def test_long_rung_holds_to_its_end(climb) -> None:
+    rows = list(climb(Ladder(LadderOptions())))
+    assert rows and all(isinstance(row, Row) and row.passed for row in rows), rows
 
 
 def test_nothing_is_left_out(report: Report) -> None:
