@@ -106,6 +106,19 @@ def test_one_bad_micro_batch_stops_the_whole_update(backend):
     assert after == updates(backend, backend.create_state(HP, before, config), 1, 2)
 
 
+@pytest.mark.parametrize("stage", [0, 1, 2])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_batch_that_is_not_finite_never_reaches_the_weights_through_the_engine(torch, stage, bf16):
+    config = config_of(zero_optimization={"stage": stage}, bf16={"enabled": bf16})
+    state = torch.create_state(HP, fresh(config), config)
+    updates(torch, state, 0, 1)
+    before, bad = torch.export_state(state), batch(1)
+    bad["noisy"][0, 5] = np.nan
+    state, result = torch.step(state, bad)
+    assert not result.finite and not result.skipped
+    assert unequal(torch.export_state(state), before) == []
+
+
 def test_rows_that_cannot_be_cut_are_refused(backend):
     config = config_of(4)
     with pytest.raises(BackendError, match="3 rows cannot be cut into 4"):
