@@ -36,7 +36,7 @@ from parivox.caches import cache_folder
 from parivox.deepspeed_config import TrainConfig, resolve
 from parivox.errors import BackendError
 from parivox.hparams import DenoiserHParams
-from parivox.loss_scale import after_overflow, after_update, restored_scale
+from parivox.loss_scale import RunningScale
 from parivox.parallel import World
 
 __all__ = ["JaxBackend", "create_backend"]
@@ -67,26 +67,17 @@ class _Session:
         self.step = _step_program(recipe, *divided)
         self.eval = _eval_program(hp.unet_hidden_dim, precision, COMPUTE[config.precision])
         self.count = int(state.adam.count)
-        self.scale = config.loss_scale and restored_scale(config.loss_scale, scaler)
+        self.scale = RunningScale(config.loss_scale, config.zero_stage, scaler)
 
     def scales(self) -> jax.Array | None:
         """The factor on the loss, and the one by which the gradients are then divided; None without."""
-        if self.scale is None or self.config.loss_scale is None:
-            return None
-        after = after_update(self.scale, self.config.loss_scale)
-        return jnp.asarray([self.scale.scale, after.scale], jnp.float32)
+        factors = self.scale.factors()
+        return None if factors is None else jnp.asarray(factors, jnp.float32)
 
     def made(self, finite: bool) -> tuple[bool, bool]:
         """Count an update and move the loss scale; returns whether all is well, and whether it was skipped."""
         self.count += finite
-        if self.scale is None or self.config.loss_scale is None:
-            return finite, False
-        if finite:
-            self.scale = after_update(self.scale, self.config.loss_scale)
-            return True, False
-        lower = after_overflow(self.scale, self.config.loss_scale, self.config.zero_stage)
-        self.scale = lower or self.scale
-        return lower is not None, lower is not None
+        return self.scale.made(finite)
 
 
 class JaxBackend:
@@ -167,7 +158,7 @@ class JaxBackend:
                 state.state, *self._rows(batch), *self._same(rate, betas, scales)
             )
             host = jax.device_get(metrics)
-        factor = state.scale.scale if state.scale else 1.0
+        factor = state.scale.factor
         finite, skipped = state.made(bool(host["finite"]))
         return state, StepResult(
             loss=float(host["loss"]),
@@ -188,7 +179,7 @@ class JaxBackend:
             whole(adam.exp_avg),
             whole(adam.exp_avg_sq),
             int(adam.count),
-            state.scale.to_dict() if state.scale else {},
+            state.scale.to_dict(),
         )
 
     def evaluate(self, state: _Session, batch: Batch) -> tuple[float, np.ndarray]:

@@ -116,6 +116,11 @@ class Recipe:
             precision,
         )
 
+    @property
+    def optimizer_config(self) -> OptimizerConfig:
+        """The optimizer with its parameters."""
+        return OptimizerConfig(self.optimizer, dict(self.constants))
+
 
 def make_step(
     recipe: Recipe, mesh: Mesh | None = None, stage: int = 0, mean: Mean | None = None
@@ -135,10 +140,7 @@ def make_step(
     """
     graph, shapes = abstract_denoiser(recipe.hidden)
     gradients = partial(_gradients, recipe, graph) if mesh is None else shared(recipe, mesh, stage, mean)
-    # The margin beside the norm is 1e-6 with and without a loss scale.
-    clip = clip_by_global_norm(recipe.max_norm)
-    kind = OptimizerConfig(recipe.optimizer, dict(recipe.constants))
-    optimizer = make_optimizer(kind)
+    update = make_update(recipe)
 
     def step(
         state: TrainState,
@@ -150,6 +152,39 @@ def make_step(
     ) -> tuple[TrainState, StepMetrics]:
         with arithmetic(recipe.precision):
             loss, energies, grads, *losses = gradients(state.params, noisy, target, scales)
+        kept, told = update(state, loss, grads, learning_rate, betas, scales)
+        produced, wanted = energies
+        energy = produced / jnp.maximum(wanted, jnp.finfo(wanted.dtype).tiny)
+        told = {"loss": loss, "energy_ratio": energy, **told}
+        return kept, {**told, "losses": losses[0]} if losses else told
+
+    if mesh is None:
+        return jax.jit(step, donate_argnums=0)
+    known: Any = shapes  # shapes stand for the arrays here
+    kind = recipe.optimizer_config
+    moments = [known if group in moments_of(kind) else {} for group in ("exp_avg", "exp_avg_sq")]
+    count: Any = jax.ShapeDtypeStruct((), jnp.int32)
+    whole = TrainState(known, AdamState(count, *moments))
+    return make_sharded_step(step, whole, stage, mesh)
+
+
+def make_update(recipe: Recipe) -> Callable[..., tuple[TrainState, StepMetrics]]:
+    """What turns gradients into an update: (state, loss, gradients, learning rate, betas, scales) -> (state, metrics).
+
+    The gradients are those of the scaled loss, in the network's dtype; the rest is as in `make_step`.
+    """
+    # The margin beside the norm is 1e-6 with and without a loss scale.
+    clip = clip_by_global_norm(recipe.max_norm)
+    optimizer = make_optimizer(recipe.optimizer_config)
+
+    def update(
+        state: TrainState,
+        loss: Array,
+        grads: Params,
+        learning_rate: Array,
+        betas: Array | None = None,
+        scales: Array | None = None,
+    ) -> tuple[TrainState, StepMetrics]:
         # Gradients of a half-precision network are summed in its dtype and used in float32.
         grads = {name: g.astype(state.params[name].dtype) for name, g in grads.items()}
         norm = global_norm(grads)
@@ -167,18 +202,9 @@ def make_step(
         moments = cast(AdamState, moments)._replace(count=state.adam.count + 1)
         made = TrainState(params, moments)
         kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), made, state)
-        produced, wanted = energies
-        energy = produced / jnp.maximum(wanted, jnp.finfo(wanted.dtype).tiny)
-        told = {"loss": loss, "grad_norm": norm, "energy_ratio": energy, "finite": finite}
-        return kept, {**told, "losses": losses[0]} if losses else told
+        return kept, {"grad_norm": norm, "finite": finite}
 
-    if mesh is None:
-        return jax.jit(step, donate_argnums=0)
-    known: Any = shapes  # shapes stand for the arrays here
-    moments = [known if group in moments_of(kind) else {} for group in ("exp_avg", "exp_avg_sq")]
-    count: Any = jax.ShapeDtypeStruct((), jnp.int32)
-    whole = TrainState(known, AdamState(count, *moments))
-    return make_sharded_step(step, whole, stage, mesh)
+    return update
 
 
 def shared(recipe: Recipe, mesh: Mesh, stage: int, mean: Mean | None = None) -> Callable[..., Any]:

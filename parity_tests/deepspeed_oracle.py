@@ -301,3 +301,82 @@ def run_loss_scale(
             found.append((before, bool(optimizer.overflow)))
         engine.destroy()
     return found
+
+
+@dataclass(frozen=True)
+class HalfTrace:
+    """A way through updates in half precision.
+
+    Attributes:
+        scales: loss scale before each update, and whether it was skipped.
+        adam: float32 weights and moments after the last update.
+    """
+
+    scales: list[tuple[float, bool]]
+    adam: AdamTrace
+
+
+def run_half(
+    start: NamedArrays, grads: Sequence[NamedArrays], config: Mapping[str, Any], moments: Sequence[str]
+) -> HalfTrace:
+    """Drive the real engine in float16 or bfloat16 through one update for each gradient, on the CPU.
+
+    As in `run_loss_scale` any CPU will do. The engine begins with the weights it is given, whole and in float32, as
+    `torch_impl.engine` has it: its own start is rounded and, without ZeRO, has decayed once while it was built.
+
+    Args:
+        start: first weights.
+        grads: gradients of each update, in float32; scaled and rounded to the dtype they may overflow.
+        config: DeepSpeed config, batch size included.
+        moments: the names of the optimizer's moments, in the order of `AdamTrace`.
+    """
+    import warnings
+    from unittest.mock import patch
+
+    import torch
+
+    from torch_impl.engine import QUIET, import_deepspeed, single_process_world, talk_to_log
+    from torch_impl.sharding import MASTER, full_arrays, put_arrays
+
+    class Linear(torch.nn.Module):
+        # A loss that is linear in every weight has exactly the gradient it is given; the sum is in float32, as the
+        # loss of a network is.
+        slopes: dict[str, torch.Tensor]
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.tensors = torch.nn.ParameterDict({k: torch.tensor(a) for k, a in start.items()})
+
+        def forward(self) -> torch.Tensor:
+            return torch.stack([(self.tensors[k].float() * g).sum() for k, g in self.slopes.items()]).sum()
+
+    deepspeed = import_deepspeed("cpu")
+    module = Linear()
+    accelerator = type(deepspeed.accelerator.get_accelerator())
+    able = patch.object(accelerator, "is_fp16_supported", lambda self: True)
+    half = "fp16" in config
+    stage = config.get("zero_optimization", {}).get("stage", 0)
+    with able, single_process_world(), talk_to_log(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"`torch\.jit\.", DeprecationWarning)
+        engine, optimizer, _, _ = deepspeed.initialize(
+            model=module,
+            model_parameters=list(module.parameters()),
+            config={**config, "steps_per_print": QUIET},
+        )
+        scaler = (optimizer.loss_scaler if stage else optimizer.loss_scale_config) if half else None
+        own = {f"tensors.{name}": array for name, array in start.items()}
+        zeros = {name: np.zeros_like(array) for name, array in own.items()}
+        # SGD's momentum is there before the first gradient only where that step at the start was made.
+        put_arrays(engine, {MASTER: own} | (dict.fromkeys(moments, zeros) if not stage else {}), 0)
+        scales = []
+        for grad in grads:
+            scale = float(scaler.cur_scale) if scaler else 1.0
+            module.slopes = {name: torch.tensor(array) for name, array in grad.items()}
+            # Without ZeRO the engine (0.19) divides by the loss scale and never multiplies by it.
+            engine.backward(engine() * (scale if half and not stage else 1.0))
+            engine.step()
+            scales.append((scale, bool(getattr(optimizer, "overflow", False))))
+        found = full_arrays(engine, [MASTER, *moments])
+        engine.destroy()
+    named = [{name.removeprefix("tensors."): a for name, a in found[kind].items()} for kind in found]
+    return HalfTrace(scales, AdamTrace(*named, *[{}] * (3 - len(named))))

@@ -34,7 +34,7 @@ Patch = Callable[[], AbstractContextManager[object]]
 
 @dataclass(frozen=True)
 class Fault:
-    """A fault, the rung that must notice it, the dtype it is probed in, and a patch for each backend."""
+    """A fault, the rung that must notice it, the dtype it is probed in, and a patch for each backend that has it."""
 
     name: str
     rung: str
@@ -46,7 +46,7 @@ class Fault:
 def faults(ladder: Ladder) -> Iterator[Finding]:
     """Plant each fault in each backend; the error is the bound over the faulty error, so 1 or more is unnoticed."""
     for fault in all_faults(ladder.options.deepspeed):
-        for name in ladder.backends:
+        for name in filter(fault.patches.__contains__, ladder.backends):
             if (
                 fault.probe in (optimizer_probe, rate_probe) or fault not in FAULTS
             ) and not deepspeed_oracle.available():

@@ -55,6 +55,11 @@ def loss_scale_probe(ladder: Ladder, side: Side) -> Iterator[Row]:
     yield rungs_precision.loss_scale_row(ladder, 1)
 
 
+def half_probe(ladder: Ladder, side: Side) -> Iterator[Row]:
+    """A few tensors in float16 against the engine."""
+    yield from rungs_precision.half_rows(ladder, side, "AdamW in fp16, ZeRO 0")
+
+
 def devices_probe(ladder: Ladder, side: Side) -> Iterator[Row]:
     """Two updates on two devices or processes against one, at a constant rate without clipping."""
     run = rungs_devices.Run(updates=2, seed=ladder.options.seed, entries=PLAIN_SGD, weigh=False)
@@ -118,6 +123,11 @@ def _late_window(sound: Callable) -> Callable:
     return lambda state, config: sound(state, dataclasses.replace(config, window=config.window + 1))
 
 
+def _old_divisor(sound: Callable) -> Callable:
+    """Gradients divided by the scale that the loss was multiplied by, as one would expect."""
+    return lambda self: (self.factor, self.factor)
+
+
 _WINDOW = swap("parivox.loss_scale.after_update", _late_window)
 
 DEEPSPEED_FAULTS: tuple[Fault, ...] = (
@@ -176,6 +186,20 @@ DEEPSPEED_FAULTS: tuple[Fault, ...] = (
         "float32",
         loss_scale_probe,
         {"jax": _WINDOW, "torch": _WINDOW},
+    ),
+    Fault(
+        "gradient divided by the old loss scale where it doubles",
+        "optimizer",
+        "float32",
+        half_probe,
+        {"jax": swap("parivox.loss_scale.RunningScale.factors", _old_divisor)},
+    ),
+    Fault(
+        "float16 without the head start of its bias correction",
+        "optimizer",
+        "float32",
+        half_probe,
+        {"jax": swap("jax_impl.train_step.head_start", lambda sound: lambda config: 0)},
     ),
     Fault(
         "sum over devices for their mean",

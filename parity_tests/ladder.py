@@ -206,6 +206,7 @@ def rungs_of(options: LadderOptions) -> list[Rung]:
             Rung("learning rate schedulers", rungs_schedule.schedulers, "schedulers"),
             Rung("all optimizers", rungs_optimizers.optimizers, "optimizers"),
             Rung("loss scale", rungs_precision.loss_scales, "optimizers"),
+            Rung("half precision", rungs_precision.half, "optimizers"),
             Rung("accumulation", rungs_precision.accumulation, "precision"),
             Rung("bfloat16", rungs_precision.bfloat16, "precision"),
             Rung("devices", rungs_devices.devices, "devices"),

@@ -1,9 +1,10 @@
-"""The rungs of a DeepSpeed config's batch and precision: accumulation, bfloat16, and float16's loss scale."""
+"""The rungs of a DeepSpeed config's batch and precision: accumulation, bfloat16, float16 and its loss scale."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -11,11 +12,16 @@ from parity_tests import deepspeed_oracle, rungs_training
 from parity_tests.ladder import Finding, Ladder
 from parity_tests.result import Row, Skipped
 from parity_tests.rungs_model import worst_leaf
+from parity_tests.rungs_optimizer import MAX_NORM, problem
+from parity_tests.rungs_optimizers import worst
 from parity_tests.sides import Side
 from parivox import loss_scale
-from parivox.backend import TrainArrays, first_arrays
+from parivox.backend import NamedArrays, TrainArrays, first_arrays, moments_of
 from parivox.deepspeed_config import TrainConfig, resolve
 from parivox.weights import initial_denoiser
+
+if TYPE_CHECKING:
+    from parity_tests.side_jax import JaxSide
 
 UPDATES = 50
 """Updates at a fixed global batch, however it is cut."""
@@ -37,6 +43,29 @@ OVERFLOWS = (2, 3, 9, 10, 11, 12, 13, 14, 30, 40, 41)
 """Updates whose gradients are planted to overflow."""
 
 SCALE_UPDATES = 60
+
+SMALL_UPDATES = 200
+"""Updates of a few tensors in half precision."""
+
+FACTOR = 1e3
+"""Gradients of `rungs_optimizer.problem` times this: at a scale of 2^16 and above some of them overflow float16."""
+
+ADAMW = {"type": "AdamW", "params": {"lr": 1e-3, "weight_decay": 0.1}}
+SGD = {"type": "SGD", "params": {"lr": 0.05, "momentum": 0.9, "weight_decay": 1e-3}}
+HALF_SCALE = {**SCALE, "initial_scale_power": 16}
+HALVES: dict[str, dict[str, Any]] = {
+    "AdamW in fp16, ZeRO 0": {"optimizer": ADAMW, "fp16": HALF_SCALE},
+    "AdamW in fp16, ZeRO 1": {"optimizer": ADAMW, "fp16": HALF_SCALE, "zero_optimization": {"stage": 1}},
+    "AdamW in fp16, ZeRO 3": {"optimizer": ADAMW, "fp16": HALF_SCALE, "zero_optimization": {"stage": 3}},
+    "SGD in fp16, ZeRO 0": {"optimizer": SGD, "fp16": HALF_SCALE},
+    "AdamW in bf16, ZeRO 0": {"optimizer": ADAMW, "bf16": {"enabled": True}},
+    "AdamW in bf16, ZeRO 2": {
+        "optimizer": ADAMW,
+        "bf16": {"enabled": True},
+        "zero_optimization": {"stage": 2},
+    },
+}
+"""Case -> what its config has beside the batch and clipping."""
 
 
 def config_of(steps: int = 1, **entries: Any) -> TrainConfig:
@@ -148,3 +177,63 @@ def loss_scale_row(ladder: Ladder, stage: int) -> Row:
     label = f"loss scale of float16, {SCALE_UPDATES} updates, ZeRO {stage}"
     bound = ladder.bound("settings", "exact")
     return Row("optimizer", label, "DeepSpeed's engine", wrong, bound, "", "updates that differ", "fp16")
+
+
+def half(ladder: Ladder) -> Iterator[Finding]:
+    """A few tensors in float16 and bfloat16, float32 master weights: JAX against the real engine."""
+    if "jax" not in ladder.backends or not deepspeed_oracle.available():
+        yield Skipped(
+            "optimizer", "fp16 and bf16 compare JAX with DeepSpeed's engine; one of them is not here"
+        )
+        return
+    for side in ladder.sides("float32"):
+        if side.name == "jax":
+            for case in HALVES:
+                yield from half_rows(ladder, side, case)
+
+
+def half_rows(ladder: Ladder, side: Side, case: str) -> Iterator[Row]:
+    """One config: updates whose loss scale differs, and the largest relative distance of a weight or moment."""
+    config, real = half_config(case), half_engine(case, ladder.options.seed)
+    # Torch has no half precision of its own here: it is the engine.
+    found = cast("JaxSide", side).train_half(*half_problem(ladder.options.seed), resolve(config))
+    kind = "fp16" if "fp16" in config else "bf16"
+    skipped = sum(skip for _, skip in real.scales)
+    label = f"{case}, {SMALL_UPDATES} updates, {side.name}"
+    if kind == "fp16":
+        wrong = sum(own != wanted for own, wanted in zip(found.scales, real.scales, strict=True))
+        highest = max(scale for scale, _ in real.scales)
+        note = f"updates that differ in loss scale or in being skipped; {skipped} are skipped, scale to {highest:g}"
+        exact = ladder.bound("settings", "exact")
+        yield Row("optimizer", label, "DeepSpeed's engine", wrong, exact, "", note, "fp16")
+    error = worst(found.adam, real.adam)
+    bound = ladder.bound("optimizer", "float32")
+    yield Row("optimizer", label, "DeepSpeed's engine", error, bound, "float32", "worst tensor", kind)
+
+
+def half_config(case: str) -> dict[str, Any]:
+    """The DeepSpeed config of a case."""
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_clipping": MAX_NORM * FACTOR,
+        "zero_allow_untested_optimizer": True,
+        **HALVES[case],
+    }
+
+
+@lru_cache(maxsize=2)
+def half_problem(seed: int) -> tuple[NamedArrays, list[NamedArrays]]:
+    """Start weights and a gradient for each update, in float32."""
+    start, grads, _ = problem(seed)
+    return start, [
+        {name: g * np.float32(FACTOR) for name, g in grad.items()} for grad in grads[:SMALL_UPDATES]
+    ]
+
+
+@lru_cache(maxsize=len(HALVES))
+def half_engine(case: str, seed: int) -> deepspeed_oracle.HalfTrace:
+    """The real engine's way through the problem."""
+    config = half_config(case)
+    kept = moments_of(resolve(config).optimizer)
+    names = [{"SGD": "momentum_buffer"}.get(config["optimizer"]["type"], group) for group in kept]
+    return deepspeed_oracle.run_half(*half_problem(seed), config, names)

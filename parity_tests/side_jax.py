@@ -14,9 +14,12 @@ import optax
 from jax_impl import features, optim, schedule, train_step, weights
 from jax_impl.backend import JaxBackend
 from jax_impl.precision import arithmetic
+from parity_tests import deepspeed_oracle
 from parity_tests.sides import AdamTrace, Pass, UpdatePlan
-from parivox.backend import BackendName, Dtype, NamedArrays, Precision
+from parivox.backend import BackendName, Dtype, NamedArrays, Precision, moments_of
+from parivox.deepspeed_config import TrainConfig
 from parivox.features import StftSpec
+from parivox.loss_scale import RunningScale
 
 
 class JaxSide:
@@ -119,6 +122,41 @@ class JaxSide:
                 betas = plan.betas and {group: self._real(b[k]) for group, b in plan.betas.items()}
                 params, state = update(params, state, grad, rates, betas)
             return AdamTrace(*map(weights.to_arrays, (params, state.exp_avg, state.exp_avg_sq)))
+
+    def train_half(
+        self, start: NamedArrays, grads: Sequence[NamedArrays], config: TrainConfig
+    ) -> deepspeed_oracle.HalfTrace:
+        """Updates of a config in float16 or bfloat16, one for each gradient of a loss that is linear in the weights.
+
+        Gradients are scaled in float32 and rounded to the dtype, where they may overflow.
+        """
+        recipe = train_step.Recipe.of(0, config)
+        scale = RunningScale(config.loss_scale, config.zero_stage)
+        rate = schedule.update_schedule(config.deepspeed)
+
+        @jax.jit
+        def update(state: train_step.TrainState, grad: Any, rate: jax.Array, scales: Any) -> Any:
+            factor = 1.0 if scales is None else scales[0]
+            rounded = {name: (g * factor).astype(recipe.compute) for name, g in grad.items()}
+            return train_step.make_update(recipe)(state, jnp.zeros(()), rounded, rate, None, scales)
+
+        with self._scope():
+            params = {name: self._real(array) for name, array in start.items()}
+            moments = {kind: jax.tree.map(jnp.zeros_like, params) for kind in moments_of(config.optimizer)}
+            adam = optim.AdamState(
+                jnp.zeros((), jnp.int32), moments.get("exp_avg", {}), moments.get("exp_avg_sq", {})
+            )
+            state, found = train_step.TrainState(params, adam), []
+            for grad in grads:
+                grad = {name: self._real(array) for name, array in grad.items()}
+                factors = scale.factors()
+                scales = None if factors is None else self._real(np.array(factors))
+                factor, count = scale.factor, int(state.adam.count)
+                state, told = update(state, grad, rate(count), scales)
+                _, skipped = scale.made(bool(told["finite"]))
+                found.append((factor, skipped))
+            kept = map(weights.to_arrays, (state.params, state.adam.exp_avg, state.adam.exp_avg_sq))
+            return deepspeed_oracle.HalfTrace(found, AdamTrace(*kept))
 
 
 def open_side(backend: JaxBackend, dtype: Dtype, precision: Precision) -> JaxSide:

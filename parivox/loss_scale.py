@@ -96,3 +96,47 @@ def after_overflow(state: LossScale, config: LossScaleConfig, stage: int) -> Los
     if stage > 0 and state.scale == config.min_scale:
         return None
     return LossScale(max(state.scale / FACTOR, config.min_scale), 0, state.hysteresis, skipped)
+
+
+class RunningScale:
+    """The loss scale of a run, moved along with its updates; `state` is None where the precision needs none."""
+
+    def __init__(self, config: LossScaleConfig | None, stage: int, found: Mapping[str, float] | None = None):
+        """Begin, or go on from the numbers of a checkpoint.
+
+        Args:
+            config: of float16; None for other precisions.
+            stage: of ZeRO.
+            found: numbers of a checkpoint, as from `to_dict`.
+
+        Raises:
+            CheckpointError: the checkpoint's numbers make no sense.
+        """
+        self._config, self._stage = config, stage
+        self.state = None if config is None else restored_scale(config, found or {})
+
+    @property
+    def factor(self) -> float:
+        """What the loss is multiplied by at the next update."""
+        return self.state.scale if self.state else 1.0
+
+    def factors(self) -> tuple[float, float] | None:
+        """The factor on the loss, and the one by which the gradients are then divided; None without a scale."""
+        if self._config is None or self.state is None:
+            return None
+        return self.state.scale, after_update(self.state, self._config).scale
+
+    def made(self, finite: bool) -> tuple[bool, bool]:
+        """Move on after an update; returns whether all is well, and whether the update was skipped."""
+        if self._config is None or self.state is None:
+            return finite, False
+        if finite:
+            self.state = after_update(self.state, self._config)
+            return True, False
+        lower = after_overflow(self.state, self._config, self._stage)
+        self.state = lower or self.state
+        return lower is not None, lower is not None
+
+    def to_dict(self) -> dict[str, float]:
+        """The numbers for a checkpoint; none without a scale."""
+        return self.state.to_dict() if self.state else {}
