@@ -14,8 +14,8 @@ PYTHON ?= python3
 VENV ?= .venv
 DATA ?=
 OUT ?= demo-out
-# Two processes; a file stays in one, since its tests share what is slow to make.
-PYTEST_ARGS ?= -n 2 --dist loadfile
+# Two processes; a file stays in one, since its tests share what is slow to make. The order is that of conftest.py.
+PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.parivox-installed

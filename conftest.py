@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 
+import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
@@ -25,5 +26,26 @@ os.environ.setdefault("MPLBACKEND", "agg")
 # A busy machine must not fail a property test.
 settings.register_profile("parivox", deadline=None)
 settings.load_profile("parivox")
+
+LONGEST_FIRST = (
+    "test_ladder.py",
+    "test_train_kill.py",
+    "test_cli_ranks.py",
+    "test_train_config.py",
+    "test_train_ranks.py",
+    "test_isolation.py",
+    "test_cli_train.py",
+)
+"""A file's tests stay in one process: a long file that begins last leaves the other processes idle."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files that take minutes before the others."""
+    items.sort(
+        key=lambda item: (
+            LONGEST_FIRST.index(item.path.name) if item.path.name in LONGEST_FIRST else len(LONGEST_FIRST)
+        )
+    )
+
 
 install_import_hook(["parivox", "jax_impl", "torch_impl"], "beartype.beartype")

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -19,6 +19,9 @@ from parivox.commands.options import (
     PrecisionOption,
 )
 from parivox.errors import ConfigError
+
+if TYPE_CHECKING:
+    from parity_tests.result import Report
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,8 @@ class ParityCommand:
         json_file: Write the table as JSON.
         jobs: Processes that share the work; by default one for each CPU, or one alone on a GPU or TPU.
         quick: Leave out the planted faults, which show that the comparisons notice an error.
+        replay: Compare by a run in place of made-up signals: the other backend takes each of its checkpoints to the
+            next one, and every loss is compared. Train with --checkpoint-every 10 --keep 1000 for instance.
     """
 
     backend: Annotated[Literal["both", "jax", "torch"] | None, NO_HINT] = None
@@ -48,27 +53,16 @@ class ParityCommand:
     json_file: Annotated[FileOption, tyro.conf.arg(name="json")] = None
     jobs: CountOption = None
     quick: Annotated[bool, tyro.conf.FlagCreatePairsOff, NO_HINT] = False
+    replay: Annotated[Path | None, tyro.conf.arg(metavar="RUN", help_behavior_hint="")] = None
 
     def run(self) -> int:
         """Run the ladder; returns the exit status."""
         for path in (self.report, self.json_file):
             if path is not None:
                 check_output(path)
-        from parity_tests.ladder import LadderOptions, run_ladder
         from parity_tests.report import print_table, write_html, write_json
 
-        report = run_ladder(
-            LadderOptions(
-                backends=None if self.backend is None else _BACKENDS[self.backend],
-                device=self.device,
-                precision=self.precision,
-                reference=self.reference,
-                seed=self.seed,
-                faults=not self.quick,
-                jobs=self.jobs,
-            ),
-            partial(print, flush=True),
-        )
+        report = self._climb() if self.replay is None else self._replay(self.replay)
         print_table(report)
         if self.json_file is not None:
             write_json(report, self.json_file)
@@ -76,6 +70,27 @@ class ParityCommand:
             write_html(report, self.report)
             print(f"the report is in {self.report}", flush=True)
         return 0 if report.passed else 1
+
+    def _climb(self) -> Report:
+        from parity_tests.ladder import LadderOptions, run_ladder
+
+        options = LadderOptions(
+            backends=None if self.backend is None else _BACKENDS[self.backend],
+            device=self.device,
+            precision=self.precision,
+            reference=self.reference,
+            seed=self.seed,
+            faults=not self.quick,
+            jobs=self.jobs,
+        )
+        return run_ladder(options, partial(print, flush=True))
+
+    def _replay(self, folder: Path) -> Report:
+        if self.backend == "both":
+            raise ConfigError("--replay compares one backend with the run; use --backend jax or torch")
+        from parity_tests.replay import replay
+
+        return replay(folder, self.backend, self.device, self.precision, partial(print, flush=True))
 
 
 _BACKENDS: dict[str, tuple[Literal["jax", "torch"], ...]] = {
