@@ -42,6 +42,9 @@ TABLE: dict[tuple[str, str], Tolerance] = {
     ("gradients", "float64"): Tolerance(1e-7, 2.2e-13),
     ("training", "float32"): Tolerance(1e-4, 1.1e-5),
     ("training", "float64"): Tolerance(1e-8, 3.1e-15),
+    # Hundreds of updates on recordings, where two float32 runs part in time: how many times as far from the float64
+    # run JAX may be as PyTorch is (`parity_tests.curves`); 300 updates of the preset denoiser_cpu.
+    ("whole run", "float32"): Tolerance(FACTOR_OF_PUBLISHED, 0.46),
     # The network in bfloat16, weights and moments in float32: 8 bits, and the two round in other places.
     ("training", "bf16 master weights"): Tolerance(1e-3, 3.8e-5),
     ("checkpoint exchange", "float32"): Tolerance(1e-4, 1.2e-7),
