@@ -57,6 +57,8 @@ def train(backend: Backend, run: Mapping[str, Any]) -> tuple[dict[str, Any], Tra
         batch = global_batch(run["seed"], update)
         if run.get("fault") == "same rows":
             batch = same_rows(batch, backend.data_parallel)
+        if run.get("fault") == "last is NaN" and update + 1 == run["updates"]:
+            batch["noisy"][0] = np.nan  # one row of one device
         rows = own_rows(batch, backend.world.rank, backend.world.size)
         if run.get("weigh") and update + 1 == run["updates"]:
             told["bytes"] = weighed(backend, state, rows)

@@ -69,12 +69,14 @@ class Outcome:
         norms: of each update's gradient.
         weights: at the end, by name.
         held: bytes on a device of `parameters`, `gradients` and `optimizer`; None where they were not weighed.
+        finite: whether every update was made.
     """
 
     losses: np.ndarray
     norms: np.ndarray
     weights: dict[str, np.ndarray]
     held: dict[str, int] | None
+    finite: bool
 
 
 def make(name: BackendName, runs: Sequence[Run], processes: int = 1) -> list[Outcome]:
@@ -125,7 +127,9 @@ def _start(name: BackendName, job: Path, rank: int, size: int, port: int) -> sub
 def _outcome(job: Path, number: int) -> Outcome:
     told = json.loads(job.with_name(f"{job.stem}-{number}.json").read_text(encoding="utf-8"))
     with np.load(job.with_name(f"{job.stem}-{number}.npz"), allow_pickle=False) as file:
-        return Outcome(np.array(told["losses"]), np.array(told["norms"]), dict(file), told["bytes"])
+        return Outcome(
+            np.array(told["losses"]), np.array(told["norms"]), dict(file), told["bytes"], told["finite"]
+        )
 
 
 def row(name: BackendName, where: str, run: Run, found: Outcome, wanted: Outcome) -> Row:

@@ -47,6 +47,8 @@ TABLE: dict[tuple[str, str], Tolerance] = {
     ("whole run", "float32"): Tolerance(FACTOR_OF_PUBLISHED, 0.46),
     # The network in bfloat16, weights and moments in float32: 8 bits, and the two round in other places.
     ("training", "bf16 master weights"): Tolerance(1e-3, 3.8e-5),
+    # Against the same on one device, so only the order of sums differs.
+    ("devices", "bf16 master weights"): Tolerance(1e-4, 1.7e-5),
     ("checkpoint exchange", "float32"): Tolerance(1e-4, 1.2e-7),
     ("checkpoint exchange", "float64"): Tolerance(1e-8, 3.1e-16),
     ("planted faults", "ratio"): Tolerance(1.0, 1.2e-3),

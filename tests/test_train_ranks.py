@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
 from parity_tests import rungs_devices
+from parity_tests.faults_deepspeed import PLAIN_SGD
 from parity_tests.rank_run import PARTS
 from parity_tests.result import Row
 from parity_tests.rungs_devices import Outcome, Run, jax_rows, make
+from parity_tests.rungs_model import worst_leaf
+from parity_tests.rungs_training import worst_loss
+from parity_tests.tolerances import bound
 
 STAGES = (0, 1, 2, 3)
 FEW = 6
@@ -87,3 +94,46 @@ def test_fifty_updates_of_two_torch_ranks_at_every_stage():
 @pytest.mark.slow
 def test_float64_on_eight_devices_of_jax():
     assert_inside(list(jax_rows([Run(3, 8, updates=FEW, dtype="float64")])))
+
+
+def both_ways(name: str, runs: list[Run]) -> list[Outcome]:
+    """Runs on two devices: of one process on JAX, of two on PyTorch."""
+    return make("jax", runs) if name == "jax" else make("torch", runs, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 2])
+@pytest.mark.parametrize("name", ["jax", "torch"])
+def test_a_batch_that_is_not_finite_on_one_device_changes_none(name, stage):
+    run = Run(stage, 2, updates=3, weigh=False)
+    before, after = both_ways(name, [run, replace(run, updates=4, fault="last is NaN")])
+    assert before.finite and not after.finite
+    assert np.isnan(after.losses[-1]) and np.isfinite(after.losses[:-1]).all()
+    assert all(np.array_equal(after.weights[key], before.weights[key]) for key in before.weights)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["jax", "torch"])
+@pytest.mark.parametrize("stage", [0, 2])
+def test_bfloat16_on_two_devices_is_as_on_one(name, stage):
+    # Adam would hide a factor on the gradient, whose norm bfloat16 leaves no digits to compare.
+    entries = {**PLAIN_SGD, "bf16": {"enabled": True}, "zero_allow_untested_optimizer": True}
+    run = Run(stage, 2, updates=FEW, entries=entries, weigh=False)
+    limit = bound("devices", "bf16 master weights")
+    (one,) = make(name, [replace(run, devices=1)])
+    for fault in (None, "sum"):
+        (many,) = both_ways(name, [replace(run, fault=fault)])
+        error = worst_loss(many.losses, one.losses)
+        print(
+            f"{name}, ZeRO {stage}, fault {fault}: {error:.1e}, norms {worst_loss(many.norms, one.norms):.1e}"
+        )
+        assert many.finite and (error <= limit) == (fault is None)
+
+
+@pytest.mark.slow
+def test_checkpointed_activations_on_two_devices_change_no_number():
+    plain = Run(2, 2, updates=FEW, weigh=False)
+    entries = {"activation_checkpointing": {"partition_activations": False}}
+    wanted, found = make("jax", [plain, replace(plain, entries=entries)])
+    error = max(worst_loss(found.losses, wanted.losses), worst_leaf(found.weights, wanted.weights))
+    assert error <= bound("training", "float32")
