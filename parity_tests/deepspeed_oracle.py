@@ -358,6 +358,8 @@ def run_half(
     stage = config.get("zero_optimization", {}).get("stage", 0)
     with able, single_process_world(), talk_to_log(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"`torch\.jit\.", DeprecationWarning)
+        # ZeRO 3 gathers the weights by a call that torch has renamed.
+        warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
         engine, optimizer, _, _ = deepspeed.initialize(
             model=module,
             model_parameters=list(module.parameters()),

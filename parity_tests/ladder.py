@@ -45,7 +45,8 @@ class LadderOptions:
         deepspeed: whether to compare all that a DeepSpeed config may ask for: every scheduler and optimizer,
             accumulation, half precision, several devices.
         float64_training: whether the trainings and checkpoint exchanges are made in float64 as well.
-        long: whether accumulation, bfloat16 and devices are followed for all their updates, or for ten.
+        long: whether accumulation, bfloat16 and devices are followed for all their updates, or for ten, and half
+            precision through all its cases, or three.
         jobs: processes that share the work; None takes one for each CPU where all is computed on CPUs, else 1.
     """
 

@@ -67,6 +67,9 @@ HALVES: dict[str, dict[str, Any]] = {
 }
 """Case -> what its config has beside the batch and clipping."""
 
+SHORT = ("AdamW in fp16, ZeRO 0", "AdamW in fp16, ZeRO 1", "AdamW in bf16, ZeRO 2")
+"""Cases of a climb that is not followed to its end."""
+
 
 def config_of(steps: int = 1, **entries: Any) -> TrainConfig:
     """The narrow model's own config at the global batch, with some entries changed."""
@@ -188,7 +191,7 @@ def half(ladder: Ladder) -> Iterator[Finding]:
         return
     for side in ladder.sides("float32"):
         if side.name == "jax":
-            for case in HALVES:
+            for case in HALVES if ladder.options.long else SHORT:
                 yield from half_rows(ladder, side, case)
 
 

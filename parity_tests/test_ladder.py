@@ -49,7 +49,13 @@ def test_rung_holds(report: Report, rung: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "climb", [rungs_precision.accumulation, rungs_precision.bfloat16, rungs_devices.devices]
+    "climb",
+    [
+        rungs_precision.half,
+        rungs_precision.accumulation,
+        rungs_precision.bfloat16,
+        rungs_devices.devices,
+    ],
 )
 def test_long_rung_holds_to_its_end(climb) -> None:
     rows = list(climb(Ladder(LadderOptions())))
