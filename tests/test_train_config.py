@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from parity_tests.rungs_signal import distance
+from parity_tests.tolerances import bound
 from parivox.backend import TrainArrays, first_arrays, get_backend, moments_of
 from parivox.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
 from parivox.deepspeed_config import resolve
@@ -80,15 +81,15 @@ def backend(request):
 
 def test_accumulation_is_one_update_of_all_rows(backend):
     whole, end = run(backend, config_of(1), 3)
-    for steps in (2, 4):
-        found, reached = run(backend, config_of(steps), 3)
-        assert reached.step == 3
-        assert apart(reached, end) < 1e-4
-        for one, other in zip(found, whole, strict=True):
-            assert one.loss == pytest.approx(other.loss, rel=1e-5)
-            assert one.grad_norm == pytest.approx(other.grad_norm, rel=1e-3)
-            assert one.energy_ratio == pytest.approx(other.energy_ratio, rel=1e-4)
-            assert one.learning_rate == other.learning_rate
+    found, reached = run(backend, config_of(4), 3)  # the ladder has two passes as well
+    limit = bound("training", "float32")
+    assert reached.step == 3
+    assert apart(reached, end) < limit
+    for one, other in zip(found, whole, strict=True):
+        assert one.loss == pytest.approx(other.loss, rel=limit)
+        assert one.grad_norm == pytest.approx(other.grad_norm, rel=bound("gradients", "float32"))
+        assert one.energy_ratio == pytest.approx(other.energy_ratio, rel=limit)
+        assert one.learning_rate == other.learning_rate
 
 
 def test_one_bad_micro_batch_stops_the_whole_update(backend):

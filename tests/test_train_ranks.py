@@ -51,8 +51,9 @@ def compared(name: str, runs: list[Run], found: list[Outcome], wanted: Outcome, 
         assert_divided(run, devices or run.devices, one.held, wanted.held, name)
 
 
+@pytest.mark.slow
 def test_devices_of_jax_are_as_one():
-    runs = [Run(3, 8, updates=FEW)]  # each one more compiles for half a minute
+    runs = [Run(3, 8, updates=FEW)]  # the ladder's own case, with what each device holds
     wanted, *found = make("jax", [Run(0, 1, updates=FEW), *runs])
     compared("jax", runs, found, wanted)
 
