@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import jax
@@ -15,29 +15,42 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jax_impl import sharding
-from jax_impl.infer import DenoiserModel, load_denoiser
+from jax_impl.infer import DenoiserModel, EnhancerModel, load_denoiser, load_enhancer
+from jax_impl.objective import objective_of
 from jax_impl.optim import AdamState
 from jax_impl.schedule import beta_schedule, update_schedule
-from jax_impl.train_step import COMPUTE, Recipe, TrainState, make_eval, make_step
-from jax_impl.weights import from_arrays, to_arrays
+from jax_impl.train_step import COMPUTE, Drive, Recipe, TrainState, make_eval, make_step
+from jax_impl.weights import (
+    Params,
+    discriminator_from_arrays,
+    enhancer_from_arrays,
+    from_arrays,
+    to_arrays,
+)
 from parivox.backend import (
     Batch,
     Dtype,
+    HeldOut,
     NamedArrays,
     Precision,
+    Solver,
     StepResult,
     TrainArrays,
     check_devices,
     check_moments,
     check_rows,
+    check_stage,
     is_suspect,
 )
 from parivox.caches import cache_folder
 from parivox.deepspeed_config import TrainConfig, resolve
 from parivox.errors import BackendError
-from parivox.hparams import DenoiserHParams
+from parivox.hparams import DenoiserHParams, EnhancerHParams, HParams
 from parivox.loss_scale import RunningScale
 from parivox.parallel import World
+from parivox.stages import JUDGE, has_judge, is_judged, structure
+from parivox.weights import check_arrays
+from parivox.weights_enhancer import buffer_names, trained_names
 
 __all__ = ["JaxBackend", "create_backend"]
 
@@ -52,22 +65,50 @@ class _Session:
 
     def __init__(
         self,
-        hp: DenoiserHParams,
+        hp: HParams,
         config: TrainConfig,
         state: TrainState,
         precision: Precision,
         scaler: Mapping[str, float],
         mesh: Mesh | None = None,
     ):
-        self.state, self.config = state, config
+        self.hp, self.state, self.config = hp, state, config
         self.schedule = update_schedule(config.deepspeed)
         self.betas = beta_schedule(config.deepspeed)
-        recipe = Recipe.of(hp.unet_hidden_dim, config, precision)
         divided = () if mesh is None else (mesh, config.zero_stage, sharding.Mean.of(config))
-        self.step = _step_program(recipe, *divided)
-        self.eval = _eval_program(hp.unet_hidden_dim, precision, COMPUTE[config.precision])
+        # Two programs where a discriminator comes in later; the second is compiled when it is needed.
+        self._program = cache(
+            lambda judged: _step_program(Recipe.of(hp, config, precision, judged), *divided)
+        )
+        self.eval = _eval_program(structure(hp), precision, COMPUTE[config.precision])
         self.count = int(state.adam.count)
+        self.judge_count = None if state.judge is None else int(state.judge.count)
         self.scale = RunningScale(config.loss_scale, config.zero_stage, scaler)
+
+    @property
+    def judged(self) -> bool:
+        """Whether the discriminator takes part in the next update."""
+        return is_judged(self.hp, self.count)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the batch's arrays."""
+        return objective_of(structure(self.hp)).inputs
+
+    @property
+    def step(self) -> Any:
+        """The program of the next update."""
+        return self._program(self.judged)
+
+    def drives(self) -> tuple[Drive, Drive | None]:
+        """What drives the next update, and the discriminator's where it takes part."""
+        own = self._drive(self.count, self.scales())
+        if not self.judged or self.judge_count is None:
+            return own, None
+        return own, self._drive(self.judge_count, None)
+
+    def _drive(self, count: int, scales: jax.Array | None) -> Drive:
+        return Drive(self.schedule(count), self.betas and self.betas(count), scales)
 
     def scales(self) -> jax.Array | None:
         """The factor on the loss, and the one by which the gradients are then divided; None without."""
@@ -76,6 +117,8 @@ class _Session:
 
     def made(self, finite: bool) -> tuple[bool, bool]:
         """Count an update and move the loss scale; returns whether all is well, and whether it was skipped."""
+        if self.judged and self.judge_count is not None:
+            self.judge_count += finite
         self.count += finite
         return self.scale.made(finite)
 
@@ -122,72 +165,109 @@ class JaxBackend:
             "optax": optax.__version__,
         }
 
-    def create_state(
-        self, hp: DenoiserHParams, arrays: TrainArrays, config: TrainConfig | None = None
-    ) -> _Session:
+    def create_state(self, hp: HParams, arrays: TrainArrays, config: TrainConfig | None = None) -> _Session:
         """A training state on the device from named arrays."""
         config = config or resolve(hp.deepspeed_config, world_size=self.data_parallel, hparams=hp)
         check_devices(config, self.data_parallel)
         if config.precision != "fp32" and self.dtype == jnp.float64:
             raise BackendError(f"float64 does not go with {config.precision}; use float32, or an fp32 config")
-        check_moments(arrays, config.optimizer)
-        hidden = hp.unet_hidden_dim
+        check_stage(hp, config, arrays)
         with self._scope():
-            params, exp_avg, exp_avg_sq = (
-                from_arrays(tree, hidden, self.dtype, what) if tree else {}
-                for tree, what in (
-                    (arrays.weights, "the checkpoint"),
-                    (arrays.exp_avg, "the checkpoint's exp_avg"),
-                    (arrays.exp_avg_sq, "the checkpoint's exp_avg_sq"),
-                )
-            )
-            state = TrainState(params, AdamState(jnp.asarray(arrays.step, jnp.int32), exp_avg, exp_avg_sq))
+            state = self._state(hp, arrays, config)
             if self.mesh is not None:
                 shardings = sharding.state_shardings(state, config.zero_stage, self.mesh)
                 state = sharding.place(state, shardings)
         return _Session(hp, config, state, self.precision, arrays.scaler, self.mesh)
 
+    def _state(self, hp: HParams, arrays: TrainArrays, config: TrainConfig) -> TrainState:
+        check_moments(arrays, config.optimizer)
+        if not isinstance(hp, EnhancerHParams):
+            hidden = hp.unet_hidden_dim if isinstance(hp, DenoiserHParams) else 0
+            params = from_arrays(arrays.weights, hidden, self.dtype)
+            return TrainState(params, self._adam(arrays, params, "the checkpoint"), None, {})
+        params, buffers = enhancer_from_arrays(arrays.weights, hp, self.dtype)
+        trained = {name: params.pop(name) for name in trained_names(hp)}
+        adam, judge = self._adam(arrays, trained, "the checkpoint"), None
+        rival = arrays.discriminator
+        if has_judge(hp) and rival is not None:
+            check_moments(rival, config.optimizer)
+            theirs = discriminator_from_arrays(rival.weights, self.dtype)
+            judge = self._adam(rival, theirs, "the checkpoint's discriminator", JUDGE)
+            trained |= {JUDGE + name: leaf for name, leaf in theirs.items()}
+        return TrainState(trained, adam, judge, {**params, **buffers})
+
+    def _adam(self, arrays: TrainArrays, params: Params, what: str, prefix: str = "") -> AdamState:
+        """The optimizer's memory of some parameters, named with a prefix."""
+        moments = []
+        for group in ("exp_avg", "exp_avg_sq"):
+            named = getattr(arrays, group)
+            if named:
+                check_arrays({name: leaf.shape for name, leaf in params.items()}, named, f"{what}'s {group}")
+            moments.append({prefix + k: jnp.array(a, self.dtype, copy=True) for k, a in named.items()})
+        return AdamState(jnp.asarray(arrays.step, jnp.int32), *moments)
+
     def step(self, state: _Session, batch: Batch) -> tuple[_Session, StepResult]:
         """One update."""
         check_rows(batch, state.config)
         with self._scope():
-            rate = state.schedule(state.count)
-            betas = state.betas and state.betas(state.count)
-            scales = state.scales()
-            state.state, metrics = state.step(
-                state.state, *self._rows(batch), *self._same(rate, betas, scales)
-            )
+            rows = self._rows({name: batch[name] for name in state.inputs})
+            drives = state.drives()
+            state.state, metrics = state.step(state.state, rows, *self._same(drives))
             host = jax.device_get(metrics)
-        factor = state.scale.factor
+        factor, judge_rate = state.scale.factor, drives[1] and float(drives[1].rate)
         finite, skipped = state.made(bool(host["finite"]))
+        watched = {name: float(value) for name, value in host["watched"].items()}
         return state, StepResult(
             loss=float(host["loss"]),
             grad_norm=float(host["grad_norm"]),
-            learning_rate=float(rate),
+            learning_rate=float(drives[0].rate),
             energy_ratio=float(host["energy_ratio"]),
             finite=finite,
             skipped=skipped,
             loss_scale=factor,
             suspect=is_suspect(self._own(host.get("losses")), float(host["loss"])),
+            losses={name: float(value) for name, value in host["named"].items()},
+            watched=watched if judge_rate is None else {**watched, "d_lr": judge_rate},
         )
 
     def export_state(self, state: _Session) -> TrainArrays:
         """The whole state as named arrays on the host."""
-        adam, whole = state.state.adam, to_arrays if self.mesh is None else sharding.full_arrays
+        held, whole = state.state, to_arrays if self.mesh is None else sharding.full_arrays
+        params, buffers = whole(held.params), buffer_names(state.hp)
+        others = whole({name: leaf for name, leaf in held.others.items() if name not in buffers})
+        own = {name: array for name, array in params.items() if not name.startswith(JUDGE)}
+        rival = None
+        if held.judge is not None:
+            named, *moments = (
+                {name.removeprefix(JUDGE): array for name, array in group.items()}
+                for group in (
+                    {name: array for name, array in params.items() if name not in own},
+                    whole(held.judge.exp_avg),
+                    whole(held.judge.exp_avg_sq),
+                )
+            )
+            rival = TrainArrays(named, *moments, step=int(held.judge.count))
+        adam = held.adam
         return TrainArrays(
-            whole(state.state.params),
+            {**own, **others},
             whole(adam.exp_avg),
             whole(adam.exp_avg_sq),
             int(adam.count),
             state.scale.to_dict(),
+            rival,
         )
 
-    def evaluate(self, state: _Session, batch: Batch) -> tuple[float, np.ndarray]:
-        """Loss of a batch and the output, without an update."""
+    def evaluate(self, state: _Session, batch: Batch) -> HeldOut:
+        """Losses and sound of a batch, without an update."""
         with self._scope():
-            params = state.state.params if self.mesh is None else sharding.one_device(state.state.params)
-            loss, output = state.eval(params, self._put(batch["noisy"]), self._put(batch["target"]))
-            return float(loss), np.asarray(output)
+            held, one = state.state, (lambda tree: tree) if self.mesh is None else sharding.one_device
+            rows = {name: self._put(batch[name]) for name in state.inputs}
+            own = {name: leaf for name, leaf in held.params.items() if not name.startswith(JUDGE)}
+            losses, sounds = state.eval(one(own), one(held.others), rows)
+            return HeldOut(
+                {name: float(loss) for name, loss in losses.items()},
+                {name: np.asarray(sound) for name, sound in sounds.items()},
+            )
 
     def share(self, text: str) -> str:
         """The text of rank 0."""
@@ -211,18 +291,37 @@ class JaxBackend:
         with self._scope():
             return model(wav)
 
+    def load_enhancer(self, hp: EnhancerHParams, weights: NamedArrays) -> EnhancerModel:
+        """An enhancer for inference from named arrays."""
+        with self._scope():
+            return load_enhancer(weights, hp, self.dtype.name, self.precision)
+
+    def enhance(
+        self,
+        model: EnhancerModel,
+        wav: np.ndarray,
+        prior: np.ndarray,
+        noise: np.ndarray,
+        tau: np.ndarray,
+        blend: np.ndarray | None,
+        method: Solver,
+        nfe: int,
+    ) -> np.ndarray:
+        """Enhance (b, t) at 44,100 Hz."""
+        with self._scope():
+            return model(wav, prior, noise, tau, blend, method, nfe)
+
     def _put(self, x: np.ndarray) -> jax.Array:
         return jnp.asarray(x, self.dtype)
 
-    def _rows(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    def _rows(self, batch: Batch) -> dict[str, jax.Array]:
         if self.mesh is None:
-            return self._put(batch["noisy"]), self._put(batch["target"])
-        rows = sharding.shard_batch({k: batch[k] for k in ("noisy", "target")}, self.mesh, self.dtype)
-        return rows["noisy"], rows["target"]
+            return {name: self._put(array) for name, array in batch.items()}
+        return sharding.shard_batch(batch, self.mesh, self.dtype)
 
-    def _same(self, *values: jax.Array | None) -> tuple[Any, ...]:
+    def _same(self, values: Any) -> Any:
         # Of a number that lies on one device JAX could not know that all processes have the same.
-        return values if self.mesh is None else tuple(v if v is None else np.asarray(v) for v in values)
+        return values if self.mesh is None else jax.tree.map(np.asarray, values)
 
     def _own(self, losses: np.ndarray | None) -> float:
         """The mean loss of this process's devices."""

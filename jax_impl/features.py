@@ -6,13 +6,40 @@ float64 oracle they are compared with.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Complex, Float
 
 from parivox.features import NORMALIZE_EPS, SAMPLE_RATE, MelSpec, StftSpec, hann_window, mel_filter_bank
 
-__all__ = ["frame", "istft", "magnitude_phase", "mel_spectrogram", "overlap_add", "peak_normalize", "stft"]
+__all__ = [
+    "MelTables",
+    "frame",
+    "istft",
+    "magnitude_phase",
+    "mel_spectrogram",
+    "overlap_add",
+    "peak_normalize",
+    "spectra",
+    "stft",
+]
+
+
+class MelTables(NamedTuple):
+    """Tables of a mel spectrogram as a checkpoint stores them, instead of the computed ones.
+
+    Attributes:
+        window: of the STFT.
+        bank: filters (f, m).
+        magnitude_min: floor below the logarithm.
+    """
+
+    window: Float[Array, " size"]
+    bank: Float[Array, "f m"]
+    magnitude_min: Float[Array, ""]
 
 
 def frame(x: Float[Array, "b t"], size: int, hop: int) -> Float[Array, "b n size"]:
@@ -39,8 +66,10 @@ def overlap_add(frames: Float[Array, "b n size"], hop: int) -> Float[Array, "b t
     return total.reshape(b, -1)[:, : (count - 1) * hop + size]
 
 
-def stft(x: Float[Array, "b t"], spec: StftSpec) -> Complex[Array, "b f n"]:
-    """Centred STFT with a periodic Hann window: f = n_fft // 2 + 1 bins, n = 1 + t // hop frames.
+def stft(
+    x: Float[Array, "b t"], spec: StftSpec, window: Float[Array, " size"] | None = None
+) -> Complex[Array, "b f n"]:
+    """Centred STFT with a periodic Hann window or another: f = n_fft // 2 + 1 bins, n = 1 + t // hop frames.
 
     `jax.scipy.signal.stft` scales and pads differently, so it is not used.
 
@@ -51,7 +80,8 @@ def stft(x: Float[Array, "b t"], spec: StftSpec) -> Complex[Array, "b f n"]:
     if spec.pad_mode == "reflect" and x.shape[-1] <= half:
         raise ValueError(f"reflect padding needs more than {half} samples, got {x.shape[-1]}")
     padded = jnp.pad(x, ((0, 0), (half, half)), mode=spec.pad_mode)
-    return _transform(frame(padded, spec.n_fft, spec.hop)).swapaxes(1, 2)
+    table = hann_window(spec.n_fft) if window is None else window
+    return spectra(frame(padded, spec.n_fft, spec.hop), table).swapaxes(1, 2)
 
 
 def istft(z: Complex[Array, "b f n"], spec: StftSpec) -> Float[Array, "b t"]:
@@ -74,13 +104,20 @@ def magnitude_phase(
     return magnitude, jnp.where(empty, 1, z.real / divisor), jnp.where(empty, 0, z.imag / divisor)
 
 
-def mel_spectrogram(x: Float[Array, "b t"], spec: MelSpec = MelSpec()) -> Float[Array, "b m n"]:  # noqa: B008 (frozen)
+def mel_spectrogram(
+    x: Float[Array, "b t"],
+    spec: MelSpec = MelSpec(),  # noqa: B008 (frozen)
+    tables: MelTables | None = None,
+) -> Float[Array, "b m n"]:
     """Normalised log-mel spectrogram, all n = 1 + t // hop frames (the models drop the last)."""
     x = x - spec.preemphasis * jnp.pad(x, ((0, 0), (1, 0)))[:, :-1]
-    magnitude = jnp.abs(stft(x, spec.stft))
-    bank = jnp.asarray(mel_filter_bank(SAMPLE_RATE, spec.stft.n_fft, spec.num_mels), x.dtype)
-    mel = jnp.einsum("bfn,fm->bmn", magnitude, bank, precision=jax.lax.Precision.HIGHEST)
-    decibel = 20 * jnp.log10(jnp.maximum(mel, spec.magnitude_min))
+    magnitude = jnp.abs(stft(x, spec.stft, tables.window if tables else None))
+    bank = tables.bank if tables else mel_filter_bank(SAMPLE_RATE, spec.stft.n_fft, spec.num_mels)
+    floor = tables.magnitude_min if tables else spec.magnitude_min
+    mel = jnp.einsum(
+        "bfn,fm->bmn", magnitude, jnp.asarray(bank, x.dtype), precision=jax.lax.Precision.HIGHEST
+    )
+    decibel = 20 * jnp.log10(jnp.maximum(mel, floor))
     return (decibel - spec.min_db) / (spec.headroom_db - spec.min_db)
 
 
@@ -89,7 +126,9 @@ def peak_normalize(x: Float[Array, "*b t"]) -> Float[Array, "*b t"]:
     return x / (jnp.abs(x).max(axis=-1, keepdims=True) + NORMALIZE_EPS)
 
 
-def _transform(frames: Float[Array, "b n size"]) -> Complex[Array, "b n f"]:
+def spectra(
+    frames: Float[Array, "b n size"], window: Float[np.ndarray, " size"] | Float[Array, " size"]
+) -> Complex[Array, "b n f"]:
     """Window and transform. On a CPU float32 frames are transformed in double precision and rounded once.
 
     A float32 transform leaves 1e-7 of the frame's peak in every bin. Bins far below the peak, such as all those
@@ -98,12 +137,20 @@ def _transform(frames: Float[Array, "b n size"]) -> Complex[Array, "b n f"]:
     """
 
     def plain(frames: Array) -> Array:
-        return jnp.fft.rfft(frames * jnp.asarray(hann_window(frames.shape[-1]), frames.dtype))
+        return jnp.fft.rfft(frames * jnp.asarray(window, frames.dtype))
 
+    @jax.custom_vjp
     def double(frames: Array) -> Array:
         with jax.enable_x64(True):
             return plain(frames.astype(jnp.float64)).astype(jnp.complex64)
 
+    def back(_: None, g: Array) -> tuple[Array]:
+        # Left to itself, JAX would trace this part outside of the double precision above, and fail.
+        with jax.enable_x64(True):
+            adjoint = jax.linear_transpose(plain, jax.ShapeDtypeStruct(frames.shape, jnp.float64))
+            return (adjoint(g.astype(jnp.complex128))[0].astype(jnp.float32),)
+
+    double.defvjp(lambda frames: (double(frames), None), back)
     if frames.dtype == jnp.float64:
         return plain(frames)
     return jax.lax.platform_dependent(frames, cpu=double, default=plain)

@@ -1,11 +1,11 @@
-"""Training state and step of the denoiser in JAX; the twin of `torch_impl.train_step`.
+"""Training state and step in JAX; the twin of `torch_impl.train_step`.
 
-The step is a pure function of (state, batch, learning rate, betas, loss scale), compiled once, with the state donated.
+The step is a pure function of (state, rows, rates), compiled once, with the state donated.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, cast
@@ -13,32 +13,62 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
-from jax_impl.features import peak_normalize
-from jax_impl.model.denoiser import Denoiser, denoiser_loss
+from jax_impl.objective import Losses, Objective, Told, objective_of, statistics_of
 from jax_impl.optim import AdamState, clip_by_global_norm, global_norm, make_optimizer
 from jax_impl.precision import arithmetic
 from jax_impl.sharding import Mean, data_parallel, make_sharded_step
-from jax_impl.weights import Params, abstract_denoiser
+from jax_impl.weights import Params
 from parivox.backend import Precision, moments_of
 from parivox.deepspeed_config import OptimizerConfig, OptimizerKind, TrainConfig
+from parivox.hparams import HParams
+from parivox.stages import JUDGE, has_judge, structure
 
-__all__ = ["TrainState", "loss_and_output", "make_eval", "make_step"]
+__all__ = ["Player", "TrainState", "make_step", "make_eval"]
 
-StepMetrics = dict[str, Array]
+StepMetrics = dict[str, Any]
 
 COMPUTE = {"fp32": None, "fp16": "float16", "bf16": "bfloat16"}
 """Precision of a config -> dtype of the network's weights and images; sound stays float32 around it."""
 
 
-class TrainState(NamedTuple):
-    """Everything a step changes; `adam.count` is the number of updates made."""
+class Player(NamedTuple):
+    """Parameters and the optimizer's memory of them; `adam.count` is the number of updates made."""
 
     params: Params
     adam: AdamState
+
+
+class TrainState(NamedTuple):
+    """Everything a step changes, and what stays as it is.
+
+    Attributes:
+        params: what is trained, by public name; the discriminator's under names that begin with `discriminator.`.
+        adam: the optimizer's memory of the model.
+        judge: that of the discriminator; None without one.
+        others: parameters that are not trained, buffers, running means and variances.
+    """
+
+    params: Params
+    adam: AdamState
+    judge: AdamState | None
+    others: Params
+
+
+class Drive(NamedTuple):
+    """What drives one optimizer's update.
+
+    Attributes:
+        rate: learning rate.
+        betas: a pair, or None for the optimizer's own.
+        scales: None, or with a scaled loss the factor on it and the one that the gradients are divided by.
+    """
+
+    rate: Any
+    betas: Any = None
+    scales: Any = None
 
 
 def head_start(config: TrainConfig) -> int:
@@ -49,35 +79,12 @@ def head_start(config: TrainConfig) -> int:
     return int(config.precision != "fp32" and config.zero_stage == 0)
 
 
-def bind(graph: nnx.GraphDef, params: Params) -> Denoiser:
-    """The module with these parameters."""
-    flat = [
-        (tuple(int(p) if p.isdigit() else p for p in name.split(".")), nnx.Param(leaf))
-        for name, leaf in params.items()
-    ]
-    return nnx.merge(graph, nnx.from_flat_state(flat))
-
-
-def loss_and_output(
-    params: Params,
-    graph: nnx.GraphDef,
-    noisy: Float[Array, "b t"],
-    target: Float[Array, "b t"],
-    checkpointed: bool = False,
-) -> tuple[Float[Array, ""], Float[Array, "b t"]]:
-    """The training loss and the denoised batch; `checkpointed` trades time for memory and changes no number."""
-    module = bind(graph, params)
-    module.net.checkpointed = checkpointed
-    output = module(noisy)
-    return denoiser_loss(output, target), output
-
-
 @dataclass(frozen=True)
 class Recipe:
     """What a compiled step depends on; hashable, so that equal runs share a program.
 
     Attributes:
-        hidden: width of the network.
+        hp: what the programs depend on of the hyperparameters, see `parivox.stages.structure`.
         optimizer: kind of the optimizer.
         constants: its parameters, by name.
         max_norm: largest norm of the gradients; 0 means no bound.
@@ -87,9 +94,11 @@ class Recipe:
         head_start: updates by which Adam's bias correction is ahead of the count.
         checkpointed: whether the UNet's blocks are computed again in the backward pass.
         precision: arithmetic of convolutions and matrix products.
+        with_judge: whether there is a discriminator with an optimizer of its own.
+        judged: whether it takes part in the update.
     """
 
-    hidden: int
+    hp: HParams
     optimizer: OptimizerKind = "adam"
     constants: tuple[tuple[str, Any], ...] = ()
     max_norm: float = 0.0
@@ -99,12 +108,16 @@ class Recipe:
     head_start: int = 0
     checkpointed: bool = False
     precision: Precision = "highest"
+    with_judge: bool = False
+    judged: bool = False
 
     @classmethod
-    def of(cls, hidden: int, config: TrainConfig, precision: Precision = "highest") -> Recipe:
+    def of(
+        cls, hp: HParams, config: TrainConfig, precision: Precision = "highest", judged: bool = False
+    ) -> Recipe:
         """The recipe of a resolved DeepSpeed config."""
         return cls(
-            hidden,
+            structure(hp),
             config.optimizer.kind,
             tuple(sorted(config.optimizer.params.items())),
             config.gradient_clipping,
@@ -114,6 +127,8 @@ class Recipe:
             head_start(config),
             config.checkpoint_activations,
             precision,
+            has_judge(hp),
+            judged,
         )
 
     @property
@@ -125,11 +140,11 @@ class Recipe:
 def make_step(
     recipe: Recipe, mesh: Mesh | None = None, stage: int = 0, mean: Mean | None = None
 ) -> Callable[..., tuple[TrainState, StepMetrics]]:
-    """The compiled step: (state, noisy, target, learning rate, betas, scales) -> (state, metrics).
+    """The compiled step: (state, rows, drive, judge's drive) -> (state, metrics).
 
-    `betas` is a pair, or None for the optimizer's own. `scales` is None, or with a scaled loss the factor on it and
-    the one that the gradients are divided by. Loss, norm and energy are those of all micro batches together.
-    When loss or gradient is not finite the state comes back unchanged and `finite` is False.
+    Losses, norm and energy are those of all micro batches together. When a loss or gradient is not finite the state
+    comes back unchanged and `finite` is False. With a discriminator, model and discriminator are updated from
+    gradients of the same moment.
 
     Args:
         recipe: what the program depends on.
@@ -138,88 +153,140 @@ def make_step(
         stage: of ZeRO, on several devices.
         mean: how the gradients of several devices are averaged.
     """
-    graph, shapes = abstract_denoiser(recipe.hidden)
-    gradients = partial(_gradients, recipe, graph) if mesh is None else shared(recipe, mesh, stage, mean)
+    objective = objective_of(recipe.hp, recipe.judged, recipe.checkpointed)
+    gradients: Any = partial(_gradients, recipe, objective)
+    if mesh is not None:
+        gradients = shared(recipe, objective, mesh, stage, mean)
     update = make_update(recipe)
 
     def step(
-        state: TrainState,
-        noisy: Array,
-        target: Array,
-        learning_rate: Array,
-        betas: Array | None = None,
-        scales: Array | None = None,
+        state: TrainState, rows: Mapping[str, Array], drive: Drive, judge_drive: Drive | None = None
     ) -> tuple[TrainState, StepMetrics]:
+        trained = {name: state.params[name] for name in objective.shapes}
+        others = {**state.others, **{n: leaf for n, leaf in state.params.items() if n not in trained}}
         with arithmetic(recipe.precision):
-            loss, energies, grads, *losses = gradients(state.params, noisy, target, scales)
-        kept, told = update(state, loss, grads, learning_rate, betas, scales)
-        produced, wanted = energies
+            told, grads, *losses = gradients(trained, others, rows, drive.scales)
+        kept, metrics = _moved(update, state, told, grads, drive, judge_drive)
+        produced, wanted = told.energies
         energy = produced / jnp.maximum(wanted, jnp.finfo(wanted.dtype).tiny)
-        told = {"loss": loss, "energy_ratio": energy, **told}
-        return kept, {**told, "losses": losses[0]} if losses else told
+        metrics |= {"energy_ratio": energy, "named": {**told.losses, **told.judge_losses}}
+        metrics["watched"] = {**told.watched, **metrics["watched"]}
+        return kept, {**metrics, "losses": losses[0]} if losses else metrics
 
     if mesh is None:
         return jax.jit(step, donate_argnums=0)
-    known: Any = shapes  # shapes stand for the arrays here
-    kind = recipe.optimizer_config
-    moments = [known if group in moments_of(kind) else {} for group in ("exp_avg", "exp_avg_sq")]
-    count: Any = jax.ShapeDtypeStruct((), jnp.int32)
-    whole = TrainState(known, AdamState(count, *moments))
-    return make_sharded_step(step, whole, stage, mesh)
+    return make_sharded_step(step, abstract_state(recipe), stage, mesh)
 
 
-def make_update(recipe: Recipe) -> Callable[..., tuple[TrainState, StepMetrics]]:
-    """What turns gradients into an update: (state, loss, gradients, learning rate, betas, scales) -> (state, metrics).
+def abstract_state(recipe: Recipe) -> TrainState:
+    """The shapes of a state."""
+    hp, kept = recipe.hp, moments_of(recipe.optimizer_config)
+    known: dict[str, Any] = dict(
+        objective_of(hp, recipe.with_judge).shapes
+    )  # shapes stand for the arrays here
+    own = {name: leaf for name, leaf in known.items() if not name.startswith(JUDGE)}
+    theirs = {name: leaf for name, leaf in known.items() if name.startswith(JUDGE)}
+    adam, judge = (
+        AdamState(_count(), *(part if group in kept else {} for group in ("exp_avg", "exp_avg_sq")))
+        for part in (own, theirs)
+    )
+    others: dict[str, Any] = dict(objective_of(hp).others)
+    return TrainState(known, adam, judge if recipe.with_judge else None, others)
 
-    The gradients are those of the scaled loss, in the network's dtype; the rest is as in `make_step`.
+
+def _count() -> Any:
+    return jax.ShapeDtypeStruct((), jnp.int32)
+
+
+def _moved(
+    update: Callable[..., tuple[Player, StepMetrics]],
+    state: TrainState,
+    told: Told,
+    grads: Params,
+    drive: Drive,
+    judge_drive: Drive | None,
+) -> tuple[TrainState, StepMetrics]:
+    """Update the model, its discriminator where that has gradients, and the running statistics: all or nothing."""
+
+    def part(named: Params, judges: bool) -> Params:
+        return {name: leaf for name, leaf in named.items() if name.startswith(JUDGE) == judges}
+
+    loss = _total(told.losses)
+    own = Player(part(state.params, False), state.adam)
+    made, metrics = update(own, loss, part(grads, False), drive)
+    judge, watched = None, {}
+    if judge_drive is not None and state.judge is not None:
+        judge_loss = _total(told.judge_losses)
+        theirs = Player(part(state.params, True), state.judge)
+        judge, theirs_told = update(theirs, judge_loss, part(grads, True), judge_drive)
+        metrics["finite"] &= theirs_told["finite"]
+        watched = {"d_loss": judge_loss, "d_grad_norm": theirs_told["grad_norm"]}
+    after = TrainState(
+        {**state.params, **made.params, **(judge.params if judge else {})},
+        made.adam,
+        judge.adam if judge else state.judge,
+        {**state.others, **told.statistics},
+    )
+    kept = jax.tree.map(lambda new, old: jnp.where(metrics["finite"], new, old), after, state)
+    return kept, {"loss": loss, **metrics, "watched": watched}
+
+
+def _total(losses: Losses) -> Array:
+    return jnp.sum(jnp.stack(list(losses.values())))
+
+
+def make_update(recipe: Recipe) -> Callable[..., tuple[Player, StepMetrics]]:
+    """What turns gradients into an update: (player, loss, gradients, drive) -> (player, metrics).
+
+    The gradients are those of the scaled loss, in the network's dtype. The update is made whatever the gradients
+    are; `finite` says whether it may be kept.
     """
     # The margin beside the norm is 1e-6 with and without a loss scale.
     clip = clip_by_global_norm(recipe.max_norm)
     optimizer = make_optimizer(recipe.optimizer_config)
 
-    def update(
-        state: TrainState,
-        loss: Array,
-        grads: Params,
-        learning_rate: Array,
-        betas: Array | None = None,
-        scales: Array | None = None,
-    ) -> tuple[TrainState, StepMetrics]:
+    def update(player: Player, loss: Array, grads: Params, drive: Drive) -> tuple[Player, StepMetrics]:
         # Gradients of a half-precision network are summed in its dtype and used in float32.
-        grads = {name: g.astype(state.params[name].dtype) for name, g in grads.items()}
+        grads = {name: g.astype(player.params[name].dtype) for name, g in grads.items()}
         norm = global_norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-        if scales is None:
+        if drive.scales is None:
             clipped, _ = clip.update(grads, optax.EmptyState())
         else:
-            clipped = _unscaled(grads, norm, scales[1], recipe.max_norm)
-            norm = norm / scales[0]
-        ahead = state.adam._replace(count=state.adam.count + recipe.head_start)
+            clipped = _unscaled(grads, norm, drive.scales[1], recipe.max_norm)
+            norm = norm / drive.scales[0]
+        ahead = player.adam._replace(count=player.adam.count + recipe.head_start)
         updates, moments = optimizer.update(
-            clipped, ahead, state.params, learning_rate=learning_rate, betas=betas
+            clipped, ahead, player.params, learning_rate=drive.rate, betas=drive.betas
         )
-        params: Any = optax.apply_updates(state.params, updates)
-        moments = cast(AdamState, moments)._replace(count=state.adam.count + 1)
-        made = TrainState(params, moments)
-        kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), made, state)
-        return kept, {"grad_norm": norm, "finite": finite}
+        params: Any = optax.apply_updates(player.params, updates)
+        moments = cast(AdamState, moments)._replace(count=player.adam.count + 1)
+        return Player(params, moments), {"grad_norm": norm, "finite": finite}
 
     return update
 
 
-def shared(recipe: Recipe, mesh: Mesh, stage: int, mean: Mean | None = None) -> Callable[..., Any]:
-    """What `_gradients` does, over several devices: (params, noisy, target, scales) -> the same, and their losses."""
-    graph, shapes = abstract_denoiser(recipe.hidden)
+def shared(
+    recipe: Recipe, objective: Objective, mesh: Mesh, stage: int, mean: Mean | None = None
+) -> Callable[..., Any]:
+    """What `_gradients` does, over several devices: (params, others, rows, scales) -> the same, and their losses.
 
-    def on_one(params: Params, noisy: Array, target: Array, scales: Array | None) -> Any:
-        loss, energies, grads = _gradients(recipe, graph, params, noisy, target, scales)
-        return (loss, jnp.stack([loss, *energies])[None]), grads
+    Losses are means over the devices, and so are the running means and variances that they come to.
+    """
 
-    on_all = data_parallel(on_one, shapes, stage, mesh, mean)
+    def on_one(params: Params, rows: Mapping[str, Array], others: Params, scales: Array | None) -> Any:
+        told, grads = _gradients(recipe, objective, params, others, rows, scales)
+        loss = _total(told.losses)
+        return (loss, jax.tree.map(lambda leaf: leaf[None], (loss, told))), grads
 
-    def gradients(params: Params, noisy: Array, target: Array, scales: Array | None = None) -> Any:
-        (loss, parts), grads = on_all(params, noisy, target, whole=(scales,))
-        return loss, (parts[:, 1].sum(), parts[:, 2].sum()), grads, parts[:, 0]
+    on_all = data_parallel(on_one, objective.shapes, stage, mesh, mean)
+
+    def gradients(
+        params: Params, others: Params, rows: Mapping[str, Array], scales: Array | None = None
+    ) -> Any:
+        (_, (losses, parts)), grads = on_all(params, rows, whole=(others, scales))
+        told = jax.tree.map(lambda leaf: leaf.mean(0), parts)
+        return told._replace(energies=tuple(part.sum(0) for part in parts.energies)), grads, losses
 
     return gradients
 
@@ -230,35 +297,48 @@ def micro_share(loss: Array, steps: int) -> Array:
 
 
 def _gradients(
-    recipe: Recipe, graph: nnx.GraphDef, params: Params, noisy: Array, target: Array, scales: Array | None
-) -> tuple[Array, tuple[Array, Array], Params]:
-    """Loss, energies of output and target, and gradients of the (scaled) loss, over all micro batches."""
+    recipe: Recipe,
+    objective: Objective,
+    params: Params,
+    others: Params,
+    rows: Mapping[str, Array],
+    scales: Array | None,
+) -> tuple[Told, Params]:
+    """What the objective tells of all micro batches, and gradients of the (scaled) sum of the losses.
+
+    Running means and variances go from one micro batch to the next.
+    """
     if recipe.compute is not None:
         params = {name: leaf.astype(recipe.compute) for name, leaf in params.items()}
     factor = None if scales is None else scales[0]
 
-    def scaled_loss(params: Params, noisy: Array, target: Array) -> tuple[Array, tuple[Array, Array]]:
-        loss, output = loss_and_output(params, graph, noisy, target, recipe.checkpointed)
+    def scaled_loss(params: Params, others: Params, rows: Mapping[str, Array]) -> tuple[Array, Told]:
+        loss, told = objective(params, others, rows)
         # The engine divides first and then scales, and adds the gradients of the shares up.
         share = micro_share(loss, recipe.accumulation)
-        return share if factor is None else share * factor, (loss, output)
+        return share if factor is None else share * factor, told
 
-    def one(noisy: Array, target: Array) -> tuple[Array, tuple[Array, Array], Params]:
-        (_, (loss, output)), grads = jax.value_and_grad(scaled_loss, has_aux=True)(params, noisy, target)
-        wanted = peak_normalize(target)
-        return loss, (jnp.sum(output**2), jnp.sum(wanted**2)), grads
+    def one(statistics: Params, rows: Mapping[str, Array]) -> tuple[Told, Params]:
+        (_, told), grads = jax.value_and_grad(scaled_loss, has_aux=True)(
+            params, {**others, **statistics}, rows
+        )
+        return told, grads
 
+    first = statistics_of(others)
     if recipe.accumulation == 1:
-        return one(noisy, target)
+        return one(first, rows)
 
-    def add(total: Params, part: tuple[Array, Array]) -> tuple[Params, tuple[Array, tuple[Array, Array]]]:
-        loss, energies, grads = one(*part)
-        return jax.tree.map(jnp.add, total, grads), (loss, energies)
+    def add(carried: tuple[Params, Params], part: Mapping[str, Array]) -> tuple[tuple[Params, Params], Told]:
+        statistics, total = carried
+        told, grads = one(statistics, part)
+        statistics = {**statistics, **told.statistics}
+        return (statistics, jax.tree.map(jnp.add, total, grads)), told._replace(statistics={})
 
-    shape = (recipe.accumulation, -1, noisy.shape[-1])
-    parts = noisy.reshape(shape), target.reshape(shape)
-    total, (losses, energies) = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), parts)
-    return losses.mean(), (energies[0].sum(), energies[1].sum()), total
+    parts = {name: a.reshape(recipe.accumulation, -1, *a.shape[1:]) for name, a in rows.items()}
+    (statistics, total), told = jax.lax.scan(add, (first, jax.tree.map(jnp.zeros_like, params)), parts)
+    energies = tuple(energy.sum(0) for energy in told.energies)
+    means = jax.tree.map(lambda leaf: leaf.mean(0), told)
+    return means._replace(energies=energies, statistics=statistics), total
 
 
 def _unscaled(grads: Params, norm: Array, scale: Array, max_norm: float) -> Params:
@@ -270,15 +350,15 @@ def _unscaled(grads: Params, norm: Array, scale: Array, max_norm: float) -> Para
 
 
 def make_eval(
-    hidden: int, precision: Precision = "highest", compute: str | None = None
-) -> Callable[[Params, Array, Array], tuple[Array, Array]]:
-    """The compiled evaluation: (params, noisy, target) -> (loss, output); `compute` is the network's dtype."""
-    graph, _ = abstract_denoiser(hidden)
+    hp: HParams, precision: Precision = "highest", compute: str | None = None
+) -> Callable[[Params, Params, Mapping[str, Array]], tuple[Losses, Losses]]:
+    """The compiled evaluation: (params, others, rows) -> (losses, sounds); `compute` is the network's dtype."""
+    objective = objective_of(hp)
 
-    def evaluate(params: Params, noisy: Array, target: Array) -> tuple[Array, Array]:
+    def evaluate(params: Params, others: Params, rows: Mapping[str, Array]) -> tuple[Losses, Losses]:
         if compute is not None:
             params = {name: leaf.astype(compute) for name, leaf in params.items()}
         with arithmetic(precision):
-            return loss_and_output(params, graph, noisy, target)
+            return objective.held_out(params, others, rows)
 
     return jax.jit(evaluate)

@@ -17,11 +17,14 @@ from parivox.errors import ConfigError
 
 LONGEST_FIRST = (
     "model",
+    "training stages",
     "training in float64",
     "training",
     "precision",
     "schedulers",
     "optimizers",
+    "discriminator",
+    "enhancer",
     "signals",
 )
 """Units by the time that they take, so that no long one begins last; others come after."""

@@ -34,39 +34,63 @@ Patch = Callable[[], AbstractContextManager[object]]
 
 @dataclass(frozen=True)
 class Fault:
-    """A fault, the rung that must notice it, the dtype it is probed in, and a patch for each backend that has it."""
+    """A fault, the rung that must notice it, the dtype it is probed in, and a patch for each backend that has it.
+
+    A long one is left out where little time is to be spent.
+    """
 
     name: str
     rung: str
     dtype: str
     probe: Probe
     patches: dict[BackendName, Patch]
+    long: bool = False
 
 
 def faults(ladder: Ladder) -> Iterator[Finding]:
     """Plant each fault in each backend; the error is the bound over the faulty error, so 1 or more is unnoticed."""
-    for fault in all_faults(ladder.options.deepspeed):
+    options = ladder.options
+    for fault in all_faults(options.deepspeed, options.enhancer, options.long):
         for name in filter(fault.patches.__contains__, ladder.backends):
-            if (
-                fault.probe in (optimizer_probe, rate_probe) or fault not in FAULTS
-            ) and not deepspeed_oracle.available():
-                yield Skipped(
-                    "planted faults", f"{fault.name}: needs DeepSpeed (pip install 'parivox[deepspeed]')"
-                )
-                continue
-            if fault.probe is output_probe and ladder.reference.arrays("float64", "denoiser_odd") is None:
-                yield Skipped(
-                    "planted faults", f"{fault.name}: denoiser_odd.npz is not in {ladder.reference.folder}"
-                )
-                continue
-            yield fault_row(ladder, fault, name)
+            missing = _missing(ladder, fault)
+            if missing:
+                yield Skipped("planted faults", f"{fault.name}: {missing}")
+            else:
+                yield fault_row(ladder, fault, name)
 
 
-def all_faults(deepspeed: bool = True) -> tuple[Fault, ...]:
-    """The faults below, and those of what a DeepSpeed config asks for."""
+def _missing(ladder: Ladder, fault: Fault) -> str:
+    """What the probe of a fault needs and this machine lacks; empty where it lacks nothing."""
+    from parity_tests import faults_deepspeed, faults_discriminator, faults_enhancer, rungs_discriminator
+
+    engine = fault.probe in (optimizer_probe, rate_probe) or fault in faults_deepspeed.DEEPSPEED_FAULTS
+    if engine and not deepspeed_oracle.available():
+        return "needs DeepSpeed (pip install 'parivox[deepspeed]')"
+    absent = []
+    if fault.probe is output_probe and ladder.reference.arrays("float64", "denoiser_odd") is None:
+        absent = ["denoiser_odd.npz"]
+    elif fault.probe in faults_discriminator.PROBES:
+        absent = rungs_discriminator.missing_records(ladder)
+    elif fault.probe in faults_enhancer.PROBES:
+        absent = faults_enhancer.missing_records(ladder, fault.probe)
+    return f"{absent[0]} is not in {ladder.reference.folder}" if absent else ""
+
+
+def all_faults(deepspeed: bool = True, enhancer: bool = True, long: bool = True) -> tuple[Fault, ...]:
+    """The faults below, those of what a DeepSpeed config asks for, and those of the enhancer.
+
+    Args:
+        deepspeed: whether there are any of a DeepSpeed config.
+        enhancer: whether there are any of the enhancer and its discriminator.
+        long: whether there are those that take long.
+    """
     from parity_tests.faults_deepspeed import DEEPSPEED_FAULTS
+    from parity_tests.faults_discriminator import DISCRIMINATOR_FAULTS
+    from parity_tests.faults_enhancer import ENHANCER_FAULTS
 
-    return (*FAULTS, *DEEPSPEED_FAULTS) if deepspeed else FAULTS
+    found = [*FAULTS, *(DEEPSPEED_FAULTS if deepspeed else ())]
+    found += (*DISCRIMINATOR_FAULTS, *ENHANCER_FAULTS) if enhancer else ()
+    return tuple(fault for fault in found if long or not fault.long)
 
 
 def fault_row(ladder: Ladder, fault: Fault, name: BackendName) -> Row:
@@ -235,9 +259,9 @@ def _bare_clip(sound: Callable) -> Callable:
 def _wrong_spec(sound: Callable) -> Callable:
     """An STFT that pads with zeros for reflections, and the other way round."""
 
-    def stft(x, spec):
+    def stft(x, spec, *window):
         other = {"reflect": "constant", "constant": "reflect"}[spec.pad_mode]
-        return sound(x, StftSpec(spec.n_fft, spec.hop, other))
+        return sound(x, StftSpec(spec.n_fft, spec.hop, other), *window)
 
     return stft
 
@@ -303,7 +327,7 @@ FAULTS: tuple[Fault, ...] = (
         "gradients",
         "float64",
         gradient_probe,
-        both("train_step.denoiser_loss", _unnormalized),
+        both("objective.denoiser_loss", _unnormalized),
     ),
     Fault(
         "rate shifted by one update",

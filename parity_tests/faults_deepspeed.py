@@ -179,6 +179,7 @@ DEEPSPEED_FAULTS: tuple[Fault, ...] = (
         "float64",
         accumulation_probe,
         {"jax": _summed_in_jax, "torch": swap("torch_impl.train_step.micro_share", _summed)},
+        long=True,
     ),
     Fault(
         "loss scale doubled one update late",
@@ -214,6 +215,7 @@ DEEPSPEED_FAULTS: tuple[Fault, ...] = (
         "float32",
         devices_probe,
         {"jax": _in_ranks("same rows"), "torch": _in_ranks("same rows")},
+        long=True,
     ),
 )
 """Faults for the rungs that `LadderOptions.deepspeed` adds."""

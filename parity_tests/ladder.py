@@ -14,7 +14,7 @@ import numpy as np
 
 from parity_tests import seeded
 from parity_tests.result import Figure, Report, Row, Skipped
-from parity_tests.sides import Pass, Side, open_side
+from parity_tests.sides import Judgement, Pass, Side, open_side
 from parity_tests.tolerances import bound
 from parivox.backend import BACKENDS, BackendName, Precision, installed
 from parivox.errors import BackendError, ConfigError
@@ -44,9 +44,11 @@ class LadderOptions:
         faults: whether to plant faults as well.
         deepspeed: whether to compare all that a DeepSpeed config may ask for: every scheduler and optimizer,
             accumulation, half precision, several devices.
+        enhancer: whether to compare the enhancer and its discriminator.
         float64_training: whether the trainings and checkpoint exchanges are made in float64 as well.
-        long: whether accumulation, bfloat16 and devices are followed for all their updates, or for ten, and half
-            precision through all its cases, or three.
+        long: whether bfloat16 and devices are followed for all their updates, or for ten, half precision through all
+            its cases, or three, accumulation at all, and the enhancer through float32, its training stages and
+            all of its planted faults.
         jobs: processes that share the work; None takes one for each CPU where all is computed on CPUs, else 1.
     """
 
@@ -57,6 +59,7 @@ class LadderOptions:
     seed: int = 20
     faults: bool = True
     deepspeed: bool = True
+    enhancer: bool = True
     float64_training: bool = True
     long: bool = True
     jobs: int | None = 1
@@ -88,7 +91,9 @@ class Reference:
         path = self.folder / f"{name}.manifest.json"
         if not path.exists():
             return None
-        return seeded.weights(json.loads(path.read_text(encoding="utf-8")), self.seed)
+        if name not in self._cache:
+            self._cache[name] = seeded.weights(json.loads(path.read_text(encoding="utf-8")), self.seed)
+        return dict(self._cache[name])
 
     def signal(self, offset: int, batch: int, length: int) -> np.ndarray:
         """The seeded signal with this offset to the seed."""
@@ -114,6 +119,7 @@ class Ladder:
         self.reference = Reference(options.reference or BUNDLED_REFERENCE, options.seed)
         self._sides: dict[tuple[str, str], Side] = {}
         self.passes: dict[tuple[str, str, str], Pass] = {}
+        self.judgements: dict[tuple[str, str], Judgement] = {}
         self.courses: dict[tuple[str, str], Course] = {}
 
     def side(self, name: BackendName, dtype: str) -> Side:
@@ -177,6 +183,8 @@ def rungs_of(options: LadderOptions) -> list[Rung]:
     from parity_tests import (
         faults,
         rungs_devices,
+        rungs_discriminator,
+        rungs_enhancer,
         rungs_exact,
         rungs_model,
         rungs_optimizer,
@@ -191,6 +199,11 @@ def rungs_of(options: LadderOptions) -> list[Rung]:
         Rung("training in float64", rungs_training.training_float64, "training in float64"),
         Rung("checkpoint exchange in float64", rungs_training.exchange_float64, "training in float64"),
     ]
+    parts = [
+        Rung("discriminator", rungs_discriminator.discriminator, "discriminator"),
+        Rung("enhancer", rungs_enhancer.enhancer, "enhancer"),
+        *([Rung("training stages", rungs_enhancer.stages, "training stages")] if options.long else []),
+    ]
     rungs = [
         Rung("settings", rungs_exact.settings, "signals"),
         Rung("learning rate", rungs_exact.learning_rate, "signals"),
@@ -198,6 +211,7 @@ def rungs_of(options: LadderOptions) -> list[Rung]:
         Rung("optimizer", rungs_optimizer.optimizer, "signals"),
         Rung("outputs", rungs_model.outputs, "model"),
         Rung("gradients", rungs_model.gradients, "model"),
+        *(parts if options.enhancer else []),
         Rung("training", rungs_training.training, "training"),
         Rung("checkpoint exchange", rungs_training.exchange, "training"),
         *(double if options.float64_training else []),
@@ -208,7 +222,7 @@ def rungs_of(options: LadderOptions) -> list[Rung]:
             Rung("all optimizers", rungs_optimizers.optimizers, "optimizers"),
             Rung("loss scale", rungs_precision.loss_scales, "optimizers"),
             Rung("half precision", rungs_precision.half, "optimizers"),
-            Rung("accumulation", rungs_precision.accumulation, "precision"),
+            *([Rung("accumulation", rungs_precision.accumulation, "precision")] if options.long else []),
             Rung("bfloat16", rungs_precision.bfloat16, "precision"),
             Rung("devices", rungs_devices.devices, "devices"),
         ]

@@ -87,13 +87,13 @@ def weighed(backend: Backend, state: Any, rows: Mapping[str, np.ndarray]) -> Any
         from torch_impl.sharding import engine_bytes
 
         held: dict[str, int] = {}
-        sound = state.update
+        sound = state.model.update
 
         def update(loss: Any) -> Any:
-            held.update(engine_bytes(state.engine))
+            held.update(engine_bytes(state.model.engine))
             return sound(loss)
 
-        state.update = update
+        state.model.update = update
         return lambda: held
     return _weighed_jax(backend, state, rows)
 
@@ -143,10 +143,10 @@ def plant(name: BackendName, faults: set[str | None]) -> None:
         sound = sharding.Mean.of
         sharding.Mean.of = lambda config: sharding.Mean(1.0, 1.0, sound(config).dtype)
     else:
-        from torch_impl.engine import DeepSpeedState
+        from torch_impl.engine import DeepSpeedPlayer
 
-        backward = DeepSpeedState.backward
-        DeepSpeedState.backward = lambda self, loss: backward(self, loss * self.config.world_size)
+        backward = DeepSpeedPlayer.backward
+        DeepSpeedPlayer.backward = lambda self, loss: backward(self, loss * self.config.world_size)
 
 
 def main(file: str, rank: str, size: str, port: str) -> None:

@@ -14,16 +14,17 @@ from pathlib import Path
 import numpy as np
 
 from parity_tests.result import Report, Row
-from parity_tests.rungs_training import worst_loss
+from parity_tests.rungs_training import farthest_loss, logged_losses
 from parity_tests.tolerances import bound
 from parivox.backend import Backend, BackendName, Dtype, Precision, get_backend
 from parivox.checkpoint import list_checkpoints, load_checkpoint
 from parivox.data import open_stream
 from parivox.errors import ConfigError
-from parivox.hparams import DenoiserHParams
 from parivox.run import CONFIG_FILE
 from parivox.run_config import config_of
+from parivox.run_start import start_arrays
 from parivox.runlog import read_metrics
+from parivox.stages import load_hparams
 
 
 def replay(
@@ -33,7 +34,7 @@ def replay(
     precision: Precision = "highest",
     say: Callable[[str], None] = print,
 ) -> Report:
-    """Take each checkpoint of a denoiser run to the next one; one row each, with the worst loss between them.
+    """Take each checkpoint of a run to the next one; one row each, with the worst named loss between them.
 
     Nothing is written into the folder. The arithmetic is float64 where that of the run was.
 
@@ -75,8 +76,9 @@ def segments(
     say: Callable[[str], None],
 ) -> Iterator[Row]:
     """One row for each pair of neighbours among the checkpoints."""
-    hp = DenoiserHParams.load(folder / "hparams.yaml")
+    hp = load_hparams(folder / "hparams.yaml")
     logged = {line["step"]: line for line in read_metrics(folder, "train")}
+    wanted = logged_losses(folder)
     given = folder / CONFIG_FILE
     config = config_of(hp, given if given.exists() else None, backend.data_parallel)
     end = load_checkpoint(paths[0])
@@ -97,16 +99,16 @@ def segments(
             batch_size=config.train_batch_size,
             message=say,
         ) as stream:
-            state = backend.create_state(hp, begin.arrays, config)
+            state = backend.create_state(hp, start_arrays(begin), config)
             for _ in steps:
                 state, result = backend.step(state, next(stream).arrays)
-                losses.append(result.loss)
-        wanted = np.array([logged[step]["loss"] for step in steps])
+                losses.append({"loss": result.loss, **result.losses})
+        errors = [farthest_loss(found, wanted[step]) for found, step in zip(losses, steps, strict=True)]
         yield Row(
             "training",
             f"updates {steps[0]} to {steps[-1]}, {backend.name}",
             " and ".join(dict.fromkeys(logged[step]["backend"] for step in steps)),
-            worst_loss(np.array(losses), wanted),
+            float(np.max(errors)),  # NaN where one is
             limit,
             dtype,
             f"from the checkpoint of update {begin.meta.step}",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from parivox.data import mix
 from parivox.hparams import DenoiserHParams
 from parivox.plots import curves_png
 from parivox.run import meta_of
+from parivox.runlog import read_metrics
 from parivox.weights import initial_denoiser
 
 STEPS = 100
@@ -61,6 +63,34 @@ def train(
         state, result = backend.step(state, batch)
         losses.append(result.loss)
     return np.array(losses), backend.export_state(state)
+
+
+LOSSES = (
+    "loss",
+    *("mse", "sc", "mag", "cfm_l1", "denoiser_l1"),
+    *("g_mpd", "g_mrd", "d_mpd_fake", "d_mpd_real", "d_mrd_fake", "d_mrd_real"),
+)
+"""Losses by the names that they are logged under."""
+
+SCORES = ("g_mpd", "g_mrd")
+"""Mean scores, which pass through 0: they are measured against the hinge's margin, which is 1."""
+
+
+def logged_losses(folder: Path) -> dict[int, dict[str, float]]:
+    """Update -> every loss by name, as a run logged them."""
+    lines = read_metrics(folder, "train")
+    return {line["step"]: {name: line[name] for name in LOSSES if name in line} for line in lines}
+
+
+def farthest_loss(found: Mapping[str, float], wanted: Mapping[str, float]) -> float:
+    """The largest relative difference of any named loss of an update; NaN where one is not a number or lacking."""
+    if not wanted.keys() <= found.keys():
+        return math.nan
+    differences = [
+        abs(found[name] - value) / (max(abs(value), 1.0) if name in SCORES else abs(value))
+        for name, value in wanted.items()
+    ]
+    return math.nan if any(map(math.isnan, differences)) else max(differences)
 
 
 def worst_loss(found: np.ndarray, wanted: np.ndarray) -> float:

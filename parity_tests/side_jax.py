@@ -10,16 +10,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import nnx
 
-from jax_impl import features, optim, schedule, train_step, weights
+from jax_impl import features, objective, optim, schedule, train_step, weights
 from jax_impl.backend import JaxBackend
+from jax_impl.model import discriminator, mrstft
 from jax_impl.precision import arithmetic
 from parity_tests import deepspeed_oracle
-from parity_tests.sides import AdamTrace, Pass, UpdatePlan
+from parity_tests.sides import AdamTrace, Judgement, Pass, UpdatePlan
 from parivox.backend import BackendName, Dtype, NamedArrays, Precision, moments_of
 from parivox.deepspeed_config import TrainConfig
 from parivox.features import StftSpec
+from parivox.hparams import DenoiserHParams, HParams
 from parivox.loss_scale import RunningScale
+
+
+def module_of(graph: nnx.GraphDef, params: Mapping[str, jax.Array]) -> Any:
+    """The module of a structure with parameters by public name."""
+    paths = {name: tuple(int(p) if p.isdigit() else p for p in name.split(".")) for name in params}
+    return nnx.merge(graph, nnx.from_flat_state([(paths[name], nnx.Param(params[name])) for name in params]))
 
 
 class JaxSide:
@@ -68,19 +77,56 @@ class JaxSide:
         graph, _ = weights.abstract_denoiser(hidden)
         with self._scope():
             params = weights.from_arrays(named, hidden, jnp.dtype(self.dtype))
-            return np.asarray(jax.jit(lambda p, x: train_step.bind(graph, p)(x))(params, self._real(x)))
+            return np.asarray(jax.jit(lambda p, x: objective.bind(graph, p)(x))(params, self._real(x)))
 
     def loss_and_grads(self, named: NamedArrays, hidden: int, x: np.ndarray, y: np.ndarray) -> Pass:
         graph, _ = weights.abstract_denoiser(hidden)
 
         def loss(params: dict[str, jax.Array], x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
-            return train_step.loss_and_output(params, graph, x, y)
+            return objective.loss_and_output(params, graph, x, y)
 
         with self._scope():
             params = weights.from_arrays(named, hidden, jnp.dtype(self.dtype))
             program = jax.jit(jax.value_and_grad(loss, has_aux=True))
             (value, output), grads = program(params, self._real(x), self._real(y))
             return Pass(float(value), np.asarray(output), weights.to_arrays(grads))
+
+    def stft_losses(self, output: np.ndarray, target: np.ndarray) -> np.ndarray:
+        with self._scope():
+            program = jax.jit(lambda x, y: jnp.stack(mrstft.mrstft_loss(x, y, HParams().stft_cfgs)))
+            return np.asarray(program(self._real(output), self._real(target)))
+
+    def _discriminator(self, named: NamedArrays) -> tuple[nnx.GraphDef, dict[str, jax.Array]]:
+        module = nnx.eval_shape(lambda: discriminator.Discriminator(HParams().stft_cfgs))
+        return nnx.split(module, nnx.Param)[0], {name: self._real(array) for name, array in named.items()}
+
+    def judge(
+        self, named: NamedArrays, fake: np.ndarray, real: np.ndarray, gradients: bool = True
+    ) -> Judgement:
+        def loss(params: dict[str, jax.Array], both: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+            # One pass for both, which halves the time of compiling.
+            scores = module_of(graph, params)(both)
+            one, two = ({k: [p[part] for p in v] for k, v in scores.items()} for part in (rows, others))
+            losses = discriminator.discriminator_losses(one, two)
+            return jnp.sum(jnp.stack(list(losses.values()))), losses | discriminator.generator_losses(one)
+
+        rows, others = slice(len(fake)), slice(len(fake), None)
+        with self._scope():
+            graph, params = self._discriminator(named)
+            program = jax.value_and_grad(loss, has_aux=True) if gradients else loss
+            told, grads = jax.jit(program)(params, self._real(np.concatenate([fake, real])))
+            losses, grads = (told[1], grads) if gradients else (grads, {})
+            return Judgement({k: float(v) for k, v in losses.items()}, weights.to_arrays(grads))
+
+    def sound_gradient(self, named: NamedArrays, fake: np.ndarray, target: np.ndarray) -> np.ndarray:
+        def loss(fake: jax.Array, target: jax.Array, params: dict[str, jax.Array]) -> jax.Array:
+            scores = module_of(graph, params)(fake)
+            terms = discriminator.generator_losses(scores).values()
+            return jnp.sum(jnp.stack([*terms, *mrstft.mrstft_loss(fake, target, HParams().stft_cfgs)]))
+
+        with self._scope():
+            graph, params = self._discriminator(named)
+            return np.asarray(jax.jit(jax.grad(loss))(self._real(fake), self._real(target), params))
 
     def learning_rates(self, config: Mapping[str, Any], updates: np.ndarray) -> np.ndarray:
         return np.asarray(schedule.update_schedule(config)(updates))
@@ -130,15 +176,17 @@ class JaxSide:
 
         Gradients are scaled in float32 and rounded to the dtype, where they may overflow.
         """
-        recipe = train_step.Recipe.of(0, config)
+        recipe = train_step.Recipe.of(DenoiserHParams(), config)
         scale = RunningScale(config.loss_scale, config.zero_stage)
         rate = schedule.update_schedule(config.deepspeed)
 
         @jax.jit
-        def update(state: train_step.TrainState, grad: Any, rate: jax.Array, scales: Any) -> Any:
+        def update(state: train_step.Player, grad: Any, rate: jax.Array, scales: Any) -> Any:
             factor = 1.0 if scales is None else scales[0]
             rounded = {name: (g * factor).astype(recipe.compute) for name, g in grad.items()}
-            return train_step.make_update(recipe)(state, jnp.zeros(()), rounded, rate, None, scales)
+            drive = train_step.Drive(rate, None, scales)
+            made, told = train_step.make_update(recipe)(state, jnp.zeros(()), rounded, drive)
+            return jax.tree.map(lambda new, old: jnp.where(told["finite"], new, old), made, state), told
 
         with self._scope():
             params = {name: self._real(array) for name, array in start.items()}
@@ -146,7 +194,7 @@ class JaxSide:
             adam = optim.AdamState(
                 jnp.zeros((), jnp.int32), moments.get("exp_avg", {}), moments.get("exp_avg_sq", {})
             )
-            state, found = train_step.TrainState(params, adam), []
+            state, found = train_step.Player(params, adam), []
             for grad in grads:
                 grad = {name: self._real(array) for name, array in grad.items()}
                 factors = scale.factors()

@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from parity_tests.sides import AdamTrace, Pass, UpdatePlan
+from parity_tests.sides import AdamTrace, Judgement, Pass, UpdatePlan
 from parivox.backend import BackendName, Dtype, NamedArrays, Precision
 from parivox.features import StftSpec
-from torch_impl import features, optim, schedule, train_step, weights
+from parivox.hparams import HParams
+from torch_impl import features, objective, optim, schedule, weights
 from torch_impl.backend import TorchBackend
+from torch_impl.model import discriminator, mrstft
 from torch_impl.precision import arithmetic
 
 
@@ -56,7 +58,7 @@ class TorchSide:
 
     def _module(self, named: NamedArrays, hidden: int) -> torch.nn.Module:
         params = weights.from_arrays(named, hidden, self.backend.dtype, device=self.backend.device)
-        return train_step.bind(hidden, params)
+        return objective.bind(hidden, params)
 
     def denoise(self, named: NamedArrays, hidden: int, x: np.ndarray) -> np.ndarray:
         with self._scope(), torch.no_grad():
@@ -66,10 +68,49 @@ class TorchSide:
         module = self._module(named, hidden)
         parameters = dict(module.named_parameters())
         with self._scope():
-            value, output = train_step.loss_and_output(module, self._real(x), self._real(y))
+            value, output = objective.loss_and_output(module, self._real(x), self._real(y))
             grads = torch.autograd.grad(value, list(parameters.values()))
         named_grads = weights.to_arrays(dict(zip(parameters, grads, strict=True)))
         return Pass(value.item(), output.detach().cpu().numpy(), named_grads)
+
+    def stft_losses(self, output: np.ndarray, target: np.ndarray) -> np.ndarray:
+        with self._scope():
+            losses = mrstft.mrstft_loss(self._real(output), self._real(target), HParams().stft_cfgs)
+            return torch.stack(losses).cpu().numpy()
+
+    def _discriminator(self, named: NamedArrays) -> discriminator.Discriminator:
+        with torch.device("meta"):
+            module = discriminator.Discriminator(HParams().stft_cfgs)
+        state = {name: self._real(array) for name, array in named.items()}
+        module.load_state_dict(state, assign=True)
+        return module
+
+    def judge(
+        self, named: NamedArrays, fake: np.ndarray, real: np.ndarray, gradients: bool = True
+    ) -> Judgement:
+        module = self._discriminator(named)
+        parameters = dict(module.named_parameters())
+        rows, others = slice(len(fake)), slice(len(fake), None)
+        with self._scope(), torch.set_grad_enabled(gradients):
+            scores = module(self._real(np.concatenate([fake, real])))
+            one, two = ({k: [p[part] for p in v] for k, v in scores.items()} for part in (rows, others))
+            losses = discriminator.discriminator_losses(one, two)
+            grads = {}
+            if gradients:
+                found = torch.autograd.grad(
+                    torch.stack(list(losses.values())).sum(), list(parameters.values())
+                )
+                grads = weights.to_arrays(dict(zip(parameters, found, strict=True)))
+            losses |= discriminator.generator_losses(one)
+        return Judgement({name: loss.item() for name, loss in losses.items()}, grads)
+
+    def sound_gradient(self, named: NamedArrays, fake: np.ndarray, target: np.ndarray) -> np.ndarray:
+        module, sound = self._discriminator(named), self._real(fake).requires_grad_()
+        with self._scope():
+            terms = discriminator.generator_losses(module(sound)).values()
+            stft = mrstft.mrstft_loss(sound, self._real(target), HParams().stft_cfgs)
+            total = torch.stack([*terms, *stft]).sum()
+            return torch.autograd.grad(total, sound)[0].cpu().numpy()
 
     def learning_rates(self, config: Mapping[str, Any], updates: np.ndarray) -> np.ndarray:
         return schedule.update_schedule(config)(updates).numpy()

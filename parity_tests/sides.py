@@ -63,6 +63,13 @@ class Pass(NamedTuple):
     grads: NamedArrays
 
 
+class Judgement(NamedTuple):
+    """Losses of the discriminator and of the generator by name, and the gradient of the discriminator's sum."""
+
+    losses: dict[str, float]
+    grads: NamedArrays
+
+
 class Side(Protocol):
     """What `parity_tests.side_jax` and `parity_tests.side_torch` provide."""
 
@@ -96,6 +103,20 @@ class Side(Protocol):
 
     def loss_and_grads(self, weights: NamedArrays, hidden: int, x: np.ndarray, y: np.ndarray) -> Pass:
         """Training loss, output of the denoiser, and the gradient of the loss by every weight."""
+        ...
+
+    def stft_losses(self, output: np.ndarray, target: np.ndarray) -> np.ndarray:
+        """Spectral convergence and distance of log magnitudes of (b, t) sound, (2,)."""
+        ...
+
+    def judge(
+        self, weights: NamedArrays, fake: np.ndarray, real: np.ndarray, gradients: bool = True
+    ) -> Judgement:
+        """What the discriminator makes of generated and recorded sound (b, t)."""
+        ...
+
+    def sound_gradient(self, weights: NamedArrays, fake: np.ndarray, target: np.ndarray) -> np.ndarray:
+        """Gradient by generated sound (b, t) of the adversarial and the STFT losses together."""
         ...
 
     def learning_rates(self, config: Mapping[str, Any], updates: np.ndarray) -> np.ndarray:

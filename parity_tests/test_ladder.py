@@ -11,15 +11,18 @@ import pytest
 from parity_tests import (
     faults,
     faults_deepspeed,
+    faults_enhancer,
     rungs_devices,
+    rungs_discriminator,
+    rungs_enhancer,
     rungs_model,
     rungs_precision,
     rungs_training,
     seeded,
     tolerances,
 )
-from parity_tests.ladder import BUNDLED_REFERENCE, Ladder, LadderOptions, run_ladder
-from parity_tests.result import RUNGS, Report, Row
+from parity_tests.ladder import BUNDLED_REFERENCE, Ladder, LadderOptions, run_ladder, rungs_of
+from parity_tests.result import RUNGS, Report, Row, Skipped
 from parity_tests.rungs_signal import distance, peak_error
 from parivox.errors import ConfigError
 
@@ -55,11 +58,24 @@ def test_rung_holds(report: Report, rung: str) -> None:
         rungs_precision.accumulation,
         rungs_precision.bfloat16,
         rungs_devices.devices,
+        rungs_discriminator.discriminator,
+        rungs_enhancer.enhancer,
+        rungs_enhancer.stages,
     ],
 )
 def test_long_rung_holds_to_its_end(climb) -> None:
     rows = list(climb(Ladder(LadderOptions())))
     assert rows and all(isinstance(row, Row) and row.passed for row in rows), rows
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "fault", [fault for fault in faults.all_faults() if fault.long], ids=lambda f: f.name
+)
+def test_long_fault_is_noticed(fault: faults.Fault) -> None:
+    ladder = Ladder(LadderOptions(device="cpu"))
+    rows = [faults.fault_row(ladder, fault, name) for name in fault.patches]
+    assert all(row.passed for row in rows), rows
 
 
 def test_nothing_is_left_out(report: Report) -> None:
@@ -77,7 +93,7 @@ def test_both_proofs_are_made(report: Report, rung: str, dtype: str, name: str) 
 def test_every_fault_is_planted_in_each_backend_that_can_have_it(report: Report) -> None:
     planted = [row.case for row in rows_of(report, "planted faults")]
     assert sorted(planted) == sorted(
-        f"{fault.name}, {name}" for fault in faults.all_faults() for name in fault.patches
+        f"{fault.name}, {name}" for fault in faults.all_faults(long=False) for name in fault.patches
     )
     # Half precision on torch is DeepSpeed's own, which is what JAX is compared with.
     one_sided = {fault.probe for fault in faults.all_faults() if len(fault.patches) == 1}
@@ -129,6 +145,28 @@ def test_absent_recordings_are_skipped_by_name(tmp_path) -> None:
         "merge.npz",
     }
     assert all(str(tmp_path) in reason for reason in skipped)
+
+
+def test_absent_recordings_of_the_enhancer_are_skipped_by_name(tmp_path) -> None:
+    ladder = Ladder(LadderOptions(backends=("torch",), reference=tmp_path))
+    skipped = [*rungs_enhancer.enhancer(ladder), *rungs_enhancer.stages(ladder)]
+    assert all(isinstance(found, Skipped) and str(tmp_path) in found.reason for found in skipped)
+    (tmp_path / "enhancer_tiny.manifest.json").write_text('{"vocoder.conv_pre.bias": [16]}', encoding="utf-8")
+    ladder = Ladder(LadderOptions(backends=("torch",), reference=tmp_path))
+    absent = [*rungs_enhancer.missing_records(ladder, [case.record for case in rungs_enhancer.CASES])]
+    assert absent == [f"{case.record}.npz" for case in rungs_enhancer.CASES]
+    assert rungs_enhancer.missing_stage(ladder, "stage1") == [
+        "stage1_tiny.npz",
+        "stage1_tiny.grads.json",
+        "discriminator.manifest.json",
+    ]
+
+
+def test_a_quick_ladder_leaves_the_enhancer_out() -> None:
+    options = LadderOptions(enhancer=False)
+    assert not {rung.unit for rung in rungs_of(options)} & {"enhancer", "training stages", "discriminator"}
+    names = {fault.name for fault in faults.all_faults(enhancer=False)}
+    assert not names & {fault.name for fault in faults_enhancer.ENHANCER_FAULTS}
 
 
 def test_a_missing_reference_folder_is_one_clear_error(tmp_path) -> None:

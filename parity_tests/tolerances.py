@@ -30,14 +30,20 @@ TABLE: dict[tuple[str, str], Tolerance] = {
     ("learning rate", "exact"): Tolerance(0.0, 0.0),
     ("features peak", "float32"): Tolerance(2e-6, 8.9e-7),
     ("features peak", "float64"): Tolerance(1e-9, 9.1e-15),
-    ("recorded", "float64"): Tolerance(1e-9, 1.8e-14),
-    ("recorded gradients", "float64"): Tolerance(1e-7, 4.8e-14),
+    ("recorded", "float64"): Tolerance(1e-9, 1.2e-11),
+    ("recorded gradients", "float64"): Tolerance(1e-7, 1.5e-9),
     ("optimizer", "float32"): Tolerance(1e-6, 6.8e-7),
     ("optimizer", "float64"): Tolerance(1e-12, 1.3e-15),
     ("sums", "float32"): Tolerance(5e-7, 1.4e-7),
     ("sums", "float64"): Tolerance(1e-12, None),
     ("outputs", "float32"): Tolerance(2e-5, 4.0e-6),
-    ("outputs", "float64"): Tolerance(1e-9, 1.4e-14),
+    ("outputs", "float64"): Tolerance(1e-9, 6.2e-14),
+    # The whole enhancer in the public size. The published program's own float32 is 67 dB from its float64, at 8
+    # evaluations of the flow.
+    ("enhanced", "float32"): Tolerance(FACTOR_OF_PUBLISHED * 10 ** (-67 / 20), None),
+    ("enhanced", "float64"): Tolerance(1e-9, None),
+    # A narrow one; the published program's own float32 is 89 dB (3.5e-5) from its float64 in the recorded tiny size.
+    ("enhanced narrow", "float32"): Tolerance(1.5e-4, 5.6e-5),
     ("gradients", "float32"): Tolerance(1e-3, 9.0e-5),
     ("gradients", "float64"): Tolerance(1e-7, 2.2e-13),
     ("training", "float32"): Tolerance(1e-4, 1.1e-5),

@@ -19,18 +19,25 @@ import numpy as np
 
 from parivox.deepspeed_config import OptimizerConfig, TrainConfig
 from parivox.errors import BackendError, CheckpointError
-from parivox.hparams import HParams
+from parivox.hparams import EnhancerHParams, HParams
 from parivox.parallel import World
+from parivox.stages import has_judge
 
 NamedArrays = dict[str, np.ndarray]
 """Public tensor name -> array."""
 
 Batch = Mapping[str, np.ndarray]
-"""What a training step eats: `noisy` and `target`, each (b, t) float, 44,100 Hz."""
+"""What a training step eats, the first axis of each array counting rows: sound is (b, t) float at 44,100 Hz.
+
+The denoiser takes `noisy` and `target`. The enhancer's first stage takes `target` and the noise that its vocoder begins
+with, `vocoder_noise` (b, 128, n + 10) with n = t / 420 frames. The second takes `noisy`, `target`, `distorted`, and the
+draws of `FlowDraws`: `blend`, `tau`, `time` (b,), `prior` and `sigma` (b, l, n).
+"""
 
 BackendName = Literal["jax", "torch"]
 Precision = Literal["highest", "tf32", "bf16"]
 Dtype = Literal["float32", "float64"]
+Solver = Literal["midpoint", "euler", "rk4"]
 
 BACKENDS: tuple[BackendName, ...] = ("jax", "torch")
 ENVIRONMENT_VARIABLE = "PARIVOX_BACKEND"
@@ -47,6 +54,7 @@ class TrainArrays:
         exp_avg_sq: its second moments, likewise.
         step: updates made so far; it fixes the learning rate and Adam's bias correction.
         scaler: the loss scale of float16 as `parivox.loss_scale.LossScale.to_dict` has it; empty otherwise.
+        discriminator: the same of the enhancer's discriminator, which has an optimizer of its own; None without one.
     """
 
     weights: NamedArrays
@@ -54,6 +62,7 @@ class TrainArrays:
     exp_avg_sq: NamedArrays
     step: int = 0
     scaler: Mapping[str, float] = field(default_factory=dict)
+    discriminator: TrainArrays | None = None
 
     @property
     def skipped(self) -> int:
@@ -76,6 +85,8 @@ class StepResult:
             is lower. This is no error.
         loss_scale: factor on the loss of this update; 1 unless the network computes in float16.
         suspect: False where loss or norm is not finite and that came from the rows of other processes alone.
+        losses: every loss by name; `loss` is the sum of those that the model minimises.
+        watched: other numbers of the batch by name, such as the discriminator's mean scores.
     """
 
     loss: float
@@ -86,6 +97,22 @@ class StepResult:
     skipped: bool = False
     loss_scale: float = 1.0
     suspect: bool = True
+    losses: Mapping[str, float] = field(default_factory=dict)
+    watched: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What a model makes of held-out rows.
+
+    Attributes:
+        losses: every loss by name, means over the rows; `l1` of the denoiser.
+        sounds: (b, t) by name: `denoised`, `reconstruction` (through auto-encoder and vocoder), `sample` (through the
+            flow as well), as far as the model makes them.
+    """
+
+    losses: dict[str, float]
+    sounds: dict[str, np.ndarray]
 
 
 def moments_of(optimizer: OptimizerConfig) -> tuple[str, ...]:
@@ -147,11 +174,34 @@ def check_rows(batch: Batch, config: TrainConfig) -> None:
     Raises:
         BackendError: its rows are no multiple of the accumulation steps.
     """
-    rows = len(batch["noisy"])
+    rows = len(batch["target"])
     if rows % config.accumulation_steps:
         raise BackendError(
             f"a batch of {rows} rows cannot be cut into {config.accumulation_steps} micro batches of one size;"
             " give a multiple"
+        )
+
+
+def check_stage(hp: HParams, config: TrainConfig, arrays: TrainArrays) -> None:
+    """Refuse a config that the enhancer is not trained with, and arrays without the discriminator that it needs.
+
+    Raises:
+        BackendError: naming what is not supported, and the remedy.
+        CheckpointError: the discriminator is missing.
+    """
+    if not isinstance(hp, EnhancerHParams):
+        return
+    if config.precision != "fp32":
+        raise BackendError(
+            f"the enhancer is trained in float32, and the config asks for {config.precision}; leave that out"
+        )
+    if config.checkpoint_activations:
+        raise BackendError(
+            "activation checkpointing is for the denoiser alone; leave it out, or use smaller micro batches"
+        )
+    if has_judge(hp) and arrays.discriminator is None:
+        raise CheckpointError(
+            "the checkpoint holds no discriminator; set gan_training_start_step to null, or begin a new run"
         )
 
 
@@ -200,8 +250,8 @@ class Backend(Protocol):
         """The whole state as named arrays on the host; every process must ask for it."""
         ...
 
-    def evaluate(self, state: Any, batch: Batch) -> tuple[float, np.ndarray]:
-        """Loss of a batch and the output (b, t) float, without an update; every process must give the same batch."""
+    def evaluate(self, state: Any, batch: Batch) -> HeldOut:
+        """Losses and sound of a batch, without an update; every process must give the same batch."""
         ...
 
     def share(self, text: str) -> str:
@@ -228,6 +278,42 @@ class Backend(Protocol):
         """Denoise (b, t) float at 44,100 Hz; each row is peak-normalised within, result (b, t).
 
         The result stays at the model's own scale (peak near 1), see `parivox.enhance`.
+        """
+        ...
+
+    def load_enhancer(self, hp: EnhancerHParams, weights: NamedArrays) -> Any:
+        """An enhancer for inference from named arrays; stored buffers among them are used as they are.
+
+        Raises:
+            CheckpointError: listing tensors that are missing, extra or misshapen.
+        """
+        ...
+
+    def enhance(
+        self,
+        model: Any,
+        wav: np.ndarray,
+        prior: np.ndarray,
+        noise: np.ndarray,
+        tau: np.ndarray,
+        blend: np.ndarray | None,
+        method: Solver,
+        nfe: int,
+    ) -> np.ndarray:
+        """Enhance (b, t) float at 44,100 Hz, t at least 841; each row is peak-normalised within.
+
+        Args:
+            model: what `load_enhancer` gave.
+            wav: speech.
+            prior: normal noise (b, l, n) of the prior, n = t // 420 frames and l of the latent's width.
+            noise: normal noise (b, 128, n + 10) of the vocoder.
+            tau: share of noise in the prior (b,), in [0, 1].
+            blend: share of the denoised spectrogram in the condition (b,), in [0, 1]; None leaves the denoiser out.
+            method: solver of the flow.
+            nfe: evaluations of the flow's velocity.
+
+        Returns:
+            (b, 420 * n) in (-1, 1).
         """
         ...
 

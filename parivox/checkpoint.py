@@ -1,7 +1,9 @@
 """Training checkpoints: one safetensors file each, the same for every backend.
 
 A file holds the weights under `weights/<public name>`, the optimizer's moments under `exp_avg/<name>` and
-`exp_avg_sq/<name>` (those that it keeps), and everything else as JSON strings in the safetensors header.
+`exp_avg_sq/<name>` (those that it keeps), tensors of a published model that are not trained (windows, filter banks)
+under `buffers/<name>`, and everything else as JSON strings in the safetensors header. A discriminator's tensors are
+in groups of their own, such as `discriminator.weights/<name>`.
 SHA-256 digests of each group of tensors and of the header make a torn, truncated or altered file known. The form is at
 https://github.com/huggingface/safetensors.
 """
@@ -31,7 +33,9 @@ FORMAT_VERSION = 1
 FOLDER = "checkpoints"
 """Where a run folder keeps its checkpoints."""
 
-_GROUPS = ("weights", "exp_avg", "exp_avg_sq")
+_STATE = ("weights", "exp_avg", "exp_avg_sq")
+_JUDGE = "discriminator."
+_GROUPS = (*_STATE, "buffers", *(_JUDGE + group for group in _STATE))
 _NAME = re.compile(r"step-(\d{8,})\.safetensors")
 _WHITHER = "use another checkpoint, or train anew"
 
@@ -51,6 +55,7 @@ class CheckpointMeta:
         permanent: never deleted to make room for newer ones.
         extra: anything else, such as the files that were skipped.
         scaler: the loss scale of float16; filled in from the arrays when a checkpoint is written.
+        discriminator_step: updates of the discriminator; -1 without one. Filled in likewise.
     """
 
     model: str
@@ -63,11 +68,17 @@ class CheckpointMeta:
     permanent: bool = False
     extra: dict[str, Any] = field(default_factory=dict)
     scaler: dict[str, float] = field(default_factory=dict)
+    discriminator_step: int = -1
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """A training state and what belongs to it.
+
+    Attributes:
+        arrays: the state.
+        meta: what it says besides.
+        buffers: tensors of a published checkpoint that a model computes for itself, kept as they were.
 
     Raises:
         ValueError: the arrays and the metadata are of different steps.
@@ -75,6 +86,7 @@ class Checkpoint:
 
     arrays: TrainArrays
     meta: CheckpointMeta
+    buffers: NamedArrays = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check that both parts are of one step."""
@@ -118,19 +130,24 @@ def save_checkpoint(run_dir: str | Path, checkpoint: Checkpoint, *, keep: int = 
     if keep < 1:
         raise ConfigError(f"the number of checkpoints to keep is {keep}; it must be 1 or more")
     path = checkpoint_path(run_dir, checkpoint.meta.step)
+    arrays, judge = checkpoint.arrays, checkpoint.arrays.discriminator
+    groups = {group: getattr(arrays, group) for group in _STATE} | {"buffers": checkpoint.buffers}
+    if judge is not None:
+        groups |= {_JUDGE + group: getattr(judge, group) for group in _STATE}
     tensors = {
-        f"{group}/{name}": _storable(array)
-        for group in _GROUPS
-        for name, array in getattr(checkpoint.arrays, group).items()
+        f"{group}/{name}": storable(array)
+        for group, arrays in groups.items()
+        for name, array in arrays.items()
     }
     try:
         _remove_unfinished(path.parent)
         with replacing(path) as temporary:
-            meta = dataclasses.replace(checkpoint.meta, scaler=dict(checkpoint.arrays.scaler))
+            judged = -1 if judge is None else judge.step
+            meta = dataclasses.replace(checkpoint.meta, scaler=dict(arrays.scaler), discriminator_step=judged)
             save_file(tensors, temporary, metadata=_header(meta, tensors))
         _remove_old(run_dir, checkpoint.meta.step, keep)
     except (OSError, SafetensorError) as error:
-        reason = _one_line(error)
+        reason = one_line(error)
         raise CheckpointError(
             f"{path}: cannot be written ({reason}); free some space or mend the folder"
         ) from error
@@ -145,7 +162,12 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     """
     groups, meta = _read(Path(path), _GROUPS)
     updates = meta.step - int(meta.scaler.get("skipped", 0))
-    return Checkpoint(TrainArrays(**groups, step=updates, scaler=meta.scaler), meta)
+    judge = None
+    if meta.discriminator_step >= 0:
+        judge = TrainArrays(*(groups[_JUDGE + group] for group in _STATE), step=meta.discriminator_step)
+    own = [groups[group] for group in _STATE]
+    arrays = TrainArrays(*own, step=updates, scaler=meta.scaler, discriminator=judge)
+    return Checkpoint(arrays, meta, groups["buffers"])
 
 
 def latest_checkpoint(run_dir: str | Path, message: Callable[[str], object] = print) -> Checkpoint | None:
@@ -177,13 +199,21 @@ def load_weights(
     Raises:
         CheckpointError: no such file, no checkpoint in the folder, or none that is whole.
     """
+    weights, _, meta = load_model(path, message)
+    return weights, meta
+
+
+def load_model(
+    path: str | Path, message: Callable[[str], object] = print
+) -> tuple[NamedArrays, NamedArrays, CheckpointMeta]:
+    """Weights, buffers and metadata; otherwise as `load_weights`."""
     path = Path(path)
     if not path.is_dir():
-        return _read_weights(path)
+        return _read_model(path)
     files = list_checkpoints(path)
     if not files:
         raise CheckpointError(f"{path}: holds no checkpoint; give a trained run folder or a checkpoint file")
-    return _newest(files, _read_weights, message)
+    return _newest(files, _read_model, message)
 
 
 def _newest(files: list[Path], read: Callable[[Path], Any], message: Callable[[str], object]) -> Any:
@@ -199,9 +229,9 @@ def _newest(files: list[Path], read: Callable[[Path], Any], message: Callable[[s
     )
 
 
-def _read_weights(path: Path) -> tuple[NamedArrays, CheckpointMeta]:
-    groups, meta = _read(path, ("weights",))
-    return groups["weights"], meta
+def _read_model(path: Path) -> tuple[NamedArrays, NamedArrays, CheckpointMeta]:
+    groups, meta = _read(path, ("weights", "buffers"))
+    return groups["weights"], groups["buffers"], meta
 
 
 def _read(path: Path, wanted: tuple[str, ...]) -> tuple[dict[str, NamedArrays], CheckpointMeta]:
@@ -217,15 +247,16 @@ def _read(path: Path, wanted: tuple[str, ...]) -> tuple[dict[str, NamedArrays], 
                 if group not in _GROUPS:
                     raise CheckpointError(f"{path}: damaged (unknown tensor '{key}'); {_WHITHER}")
                 if group in groups:
-                    groups[group][name] = _writable(file.get_tensor(key))
+                    groups[group][name] = writable(file.get_tensor(key))
     except OSError as error:
         raise CheckpointError(
-            f"{path}: cannot be read ({_one_line(error)}); mend the file's rights"
+            f"{path}: cannot be read ({one_line(error)}); mend the file's rights"
         ) from error
     except (SafetensorError, ValueError) as error:
-        raise CheckpointError(f"{path}: damaged ({_one_line(error)}); {_WHITHER}") from error
+        raise CheckpointError(f"{path}: damaged ({one_line(error)}); {_WHITHER}") from error
     for group, arrays in groups.items():
-        if _digest(arrays) != digests.get(group):
+        # Most files have no buffers and no discriminator, and no digest of them.
+        if digest_arrays(arrays) != digests.get(group, None if group in _STATE else digest_arrays({})):
             raise CheckpointError(f"{path}: damaged (the digest of {group} differs); {_WHITHER}")
     return groups, meta
 
@@ -234,11 +265,12 @@ def _header(meta: CheckpointMeta, tensors: NamedArrays) -> dict[str, str]:
     """Every field as a JSON string, and the digests."""
     header = {"format": "parivox-checkpoint", "format_version": str(FORMAT_VERSION)}
     header |= {item.name: json.dumps(getattr(meta, item.name)) for item in dataclasses.fields(meta)}
-    digests = {"header": _digest_header(header)}
+    digests = {"header": digest_header(header)}
     for group in _GROUPS:
         prefix = f"{group}/"
         members = {key.removeprefix(prefix): tensors[key] for key in tensors if key.startswith(prefix)}
-        digests[group] = _digest(members)
+        if group in _STATE or members:
+            digests[group] = digest_arrays(members)
     return header | {"digests": json.dumps(digests)}
 
 
@@ -249,7 +281,7 @@ def _parse_header(path: Path, header: dict[str, str]) -> tuple[CheckpointMeta, d
             f"{path}: not a Parivox checkpoint; give a run folder or one of its checkpoints"
         )
     digests = json.loads(header.pop("digests", "{}"))
-    if not isinstance(digests, dict) or digests.get("header") != _digest_header(header):
+    if not isinstance(digests, dict) or digests.get("header") != digest_header(header):
         raise ValueError("the digest of the header differs")
     if header["format_version"] != str(FORMAT_VERSION):
         raise CheckpointVersionError(
@@ -257,16 +289,17 @@ def _parse_header(path: Path, header: dict[str, str]) -> tuple[CheckpointMeta, d
             "use the version of Parivox that wrote it"
         )
     names = [item.name for item in dataclasses.fields(CheckpointMeta)]
-    # Older files have no loss scale: there was float32 alone.
-    header = {"scaler": "{}", **header}
+    # Older files have no loss scale and no discriminator: there was the float32 denoiser alone.
+    header = {"scaler": "{}", "discriminator_step": "-1", **header}
     return CheckpointMeta(**{name: json.loads(header[name]) for name in names}), digests
 
 
-def _digest_header(header: Mapping[str, str]) -> str:
+def digest_header(header: Mapping[str, str]) -> str:
+    """SHA-256 over the entries of a header, in any order."""
     return hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()
 
 
-def _digest(arrays: NamedArrays) -> str:
+def digest_arrays(arrays: NamedArrays) -> str:
     """SHA-256 over name, dtype, shape and bytes of every array, by sorted name."""
     state = hashlib.sha256()
     for name in sorted(arrays):
@@ -276,17 +309,19 @@ def _digest(arrays: NamedArrays) -> str:
     return state.hexdigest()
 
 
-def _storable(array: np.ndarray) -> np.ndarray:
+def storable(array: np.ndarray) -> np.ndarray:
     """The array itself where it is little-endian and contiguous, else a copy that is."""
     little = array.astype(array.dtype.newbyteorder("<"), copy=False)
     return little if little.flags.c_contiguous else little.copy(order="C")
 
 
-def _writable(array: np.ndarray) -> np.ndarray:
+def writable(array: np.ndarray) -> np.ndarray:
+    """The array, or a copy where it is read-only."""
     return array if array.flags.writeable else array.copy()
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """The message of an error without line breaks."""
     return " ".join(str(error).split())
 
 

@@ -9,8 +9,9 @@ from typing import Annotated, Any, Union
 
 import parivox
 from parivox.errors import ParivoxError
+from parivox.stages import STAGES
 
-DESCRIPTION = """A speech denoiser with two interchangeable backends, JAX and PyTorch.
+DESCRIPTION = """A speech denoiser and enhancer with two interchangeable backends, JAX and PyTorch.
 
 `parivox COMMAND --help` explains a command, `parivox --version` prints the version.
 Start with `parivox demo`."""
@@ -28,7 +29,10 @@ def parse(argv: Sequence[str]) -> Any:
 
     table = {
         "train denoiser": commands.TrainDenoiserCommand,
+        "train enhancer-stage1": commands.TrainStage1Command,
+        "train enhancer-stage2": commands.TrainStage2Command,
         "enhance": commands.EnhanceCommand,
+        "convert": commands.ConvertCommand,
         "parity": commands.ParityCommand,
         "doctor": commands.DoctorCommand,
         "demo": commands.DemoCommand,
@@ -57,11 +61,15 @@ def _run(argv: list[str]) -> int:
 
 
 def _joined(argv: Sequence[str]) -> list[str]:
-    """`train denoiser` as one word: to tyro, a choice with a single member is none."""
+    """`train denoiser` as one word: each thing that can be trained has options of its own.
+
+    `train` alone, with an option or nothing after it, is the denoiser's; so `train --help` explains that one.
+    """
     words = list(argv)
-    if words[:1] == ["train"] and words[1:2] in (["denoiser"], ["--help"], ["-h"]):
-        rest = words[2:] if words[1] == "denoiser" else words[1:]
-        return ["train denoiser", *rest]
+    if words[:1] == ["train"] and words[1:2] in ([stage] for stage in STAGES):
+        return [f"train {words[1]}", *words[2:]]
+    if words in (["train", "--help"], ["train", "-h"]):
+        return ["train denoiser", "--help"]
     return words
 
 

@@ -10,12 +10,13 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
 from parivox.audio import probe, write_audio
 from parivox.backend import BACKENDS, BackendName, installed
-from parivox.commands.train import denoiser_preset
+from parivox.commands.train import stage_preset
 from parivox.data import make_demo_data, mix
 from parivox.data.crop import random_crop
 from parivox.data.index import CONTENTS, index_files
@@ -170,7 +171,8 @@ def _data(demo: Demo) -> DenoiserHParams:
             raise DataError(
                 f"{root}: has no folder {', '.join(missing)}; the demo needs fg, bg and rir there"
             )
-    hp = denoiser_preset(PRESET).replace(**{f"{name}_dir": root / name for name in FOLDERS})
+    places = {f"{name}_dir": root / name for name in FOLDERS}
+    hp = cast(DenoiserHParams, stage_preset(PRESET, "denoiser").replace(**places))
     files = index_files(hp)
     noises, rooms = (len(pool.files) if pool else 0 for pool in (files.bg, files.rir))
     print(
@@ -235,7 +237,7 @@ def _finish(demo: Demo, outcome: Outcome, begun: float) -> int:
 
     demo.say("Run the parity ladder: both backends against independent references and each other")
     # The planted faults prove the ladder, not the machine, and the rest is of what this demo does not use.
-    options = LadderOptions(faults=False, deepspeed=False, float64_training=False, jobs=None)
+    options = LadderOptions(faults=False, deepspeed=False, enhancer=False, float64_training=False, jobs=None)
     print("(the whole ladder takes longer: parivox parity)", flush=True)
     report = run_ladder(options, lambda rung: print(f"  {rung} ...", flush=True))
     assemble(report, outcome)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -22,6 +23,16 @@ from parivox.errors import AudioError, ConfigError, ParivoxError
 
 Model = Callable[[np.ndarray], np.ndarray]
 """(b, t) float32 at 44,100 Hz -> (b, t), each row on its own."""
+
+
+@runtime_checkable
+class ChunkModel(Protocol):
+    """A model that is another one for every chunk: one that draws noise, such as `parivox.sampling.Sampler`."""
+
+    def for_chunk(self, number: int) -> Model:
+        """What maps the chunk of this number, from 0."""
+        ...
+
 
 PADDING = 441
 """Zeros after every chunk, 10 ms, which the model sees and which are cut off again."""
@@ -46,7 +57,7 @@ class Summary:
 def clean(
     wav: Float[np.ndarray, "c t"],
     rate: int,
-    model: Model,
+    model: Model | ChunkModel,
     *,
     chunk_seconds: float = 30.0,
     overlap_seconds: float = 1.0,
@@ -86,7 +97,8 @@ def clean(
     joiner = ChunkJoiner(hop, overlap, WAV_RATE)
     parts, chunks = [], split_chunks(wav, hop, overlap)
     for index, chunk in enumerate(chunks):
-        parts.append(joiner.push(_clean_chunk(chunk, model, bucket)))
+        own = model.for_chunk(index) if isinstance(model, ChunkModel) else model
+        parts.append(joiner.push(_clean_chunk(chunk, own, bucket)))
         if progress:
             progress((index + 1) / len(chunks))
     out = np.concatenate([*parts, joiner.finish()], axis=-1)
@@ -135,7 +147,7 @@ def _ignore_progress(done: float, total: float) -> None:
 def enhance_path(
     source: str | Path,
     target: str | Path,
-    model: Model,
+    model: Model | ChunkModel,
     *,
     rate: int | None = None,
     format: str | None = None,

@@ -67,6 +67,12 @@ def hann_window(length: int) -> Float[np.ndarray, " length"]:
     return 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(length) / length)
 
 
+def padded_window(window: Float[np.ndarray, " w"], n_fft: int) -> Float[np.ndarray, " n"]:
+    """A window in the middle of a longer transform, zeros on both sides; `n_fft` is at least its length."""
+    left = (n_fft - len(window)) // 2
+    return np.pad(window, (left, n_fft - len(window) - left))
+
+
 def _hz_to_mel(hz: np.ndarray) -> np.ndarray:
     linear = hz / (200 / 3)
     log_step = np.log(6.4) / 27

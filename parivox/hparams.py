@@ -20,6 +20,9 @@ from parivox.hparams_check import check_names, checked, read_mapping, refuse, wr
 WAV_RATE = 44_100
 """Samples a second of everything the models hear and say."""
 
+VOCODER_HOP = 420
+"""Samples that the enhancer's vocoder makes of a frame."""
+
 STFT_HOPS = (100, 256, 512)
 """Hops of the multi-resolution STFT, in samples."""
 
@@ -199,7 +202,11 @@ class DenoiserHParams(HParams):
 @_checks_itself
 @dataclass(frozen=True)
 class EnhancerHParams(HParams):
-    """The enhancer's own fields; the last four are widths and depths with the published values."""
+    """The enhancer's own fields; the last four are widths and depths with the published values.
+
+    `lcfm_training_mode` is the stage: "ae" trains auto-encoder and vocoder, "cfm" the flow. The second one has no
+    discriminator, whatever `gan_training_start_step` says.
+    """
 
     cfm_solver_method: Literal["midpoint", "euler", "rk4"] = "midpoint"
     cfm_solver_nfe: int = 64
@@ -228,6 +235,16 @@ class EnhancerHParams(HParams):
         _check_unet(self.unet_hidden_dim)
         if self.irmae_hidden_dim % 32:
             raise refuse("irmae_hidden_dim", self.irmae_hidden_dim, "a multiple of 32, its norm groups")
+        if self.hop_size != VOCODER_HOP:
+            raise refuse("hop_size", self.hop_size, f"{VOCODER_HOP}, what the vocoder makes of a frame")
+        if self.win_size != self.n_fft:
+            raise refuse("win_size", self.win_size, f"the enhancer's n_fft, which is {self.n_fft}")
+        if self.lcfm_training_mode == "ae" and self.enhancer_stage1_run_dir is not None:
+            raise refuse(
+                "enhancer_stage1_run_dir",
+                self.enhancer_stage1_run_dir,
+                "left out in the first stage (lcfm_training_mode 'ae'); the second one begins with it",
+            )
 
 
 def _check_unet(dim: int) -> None:

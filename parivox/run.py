@@ -19,17 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from parivox.backend import first_arrays
-from parivox.checkpoint import Checkpoint, CheckpointMeta, latest_checkpoint, load_weights, save_checkpoint
+from parivox.checkpoint import Checkpoint, CheckpointMeta, latest_checkpoint, save_checkpoint
 from parivox.deepspeed_config import TrainConfig
 from parivox.errors import ConfigError
-from parivox.hparams import DenoiserHParams, check_same_run
+from parivox.hparams import HParams, check_same_run
+from parivox.presets import default_hparams
 from parivox.run_config import CONFIG_FILE, config_of, own_config, read_config, write_config
-from parivox.weights import Initialization, initial_denoiser
-
-MODEL = "denoiser"
+from parivox.run_start import first_checkpoint
+from parivox.stages import Stage, different_sizes, hparams_class, stage_of
+from parivox.weights import Initialization
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class Run:
     """
 
     folder: Path
-    hp: DenoiserHParams
+    hp: HParams
     checkpoint: Checkpoint
     config: TrainConfig
     given: dict[str, Any] | None = None
@@ -79,7 +77,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 def open_run(
     folder: Path,
-    hp: DenoiserHParams | None,
+    hp: HParams | None,
     *,
     seed: int | None,
     init: Initialization,
@@ -87,6 +85,7 @@ def open_run(
     message: Callable[[str], None],
     deepspeed: Path | None = None,
     world_size: int = 1,
+    stage: Stage = "denoiser",
 ) -> Run:
     """Begin a run, or find where it stands.
 
@@ -99,70 +98,65 @@ def open_run(
         message: gets lines about damaged checkpoints.
         deepspeed: a DeepSpeed config file; None takes the run's own, or that of the hyperparameters.
         world_size: data-parallel ranks.
+        stage: what is to be trained.
 
     Raises:
-        ConfigError: hyperparameters, DeepSpeed config or seed differ from the run's own.
-        CheckpointError: no checkpoint is whole.
+        ConfigError: hyperparameters, DeepSpeed config or seed differ from the run's own, or are of another stage.
+        CheckpointError: no checkpoint is whole, or a run that this one begins with does not fit.
     """
-    settings = folder / "hparams.yaml"
+    kind, settings = hparams_class(stage), folder / "hparams.yaml"
     found = latest_checkpoint(folder, message)
-    stored = _stored(found, seed, folder) if found is not None else None
+    stored = _stored(found, seed, folder, stage) if found is not None else None
     if stored is not None and not settings.exists():
         stored.save(settings)  # it was removed; the checkpoint holds it too
     if settings.exists():
-        own = DenoiserHParams.load(settings)
+        own = kind.load(settings)
         if hp is not None:
             check_same_run(own, hp, folder)
         hp = own
-    hp = hp or DenoiserHParams()
+    hp = hp or default_hparams(stage)
+    if stage_of(hp) != stage:
+        raise ConfigError(f"{settings}: is of {stage_of(hp)}, not of {stage}; use another run folder")
     if found is not None and stored is not None:
-        _check_width(hp, stored, settings)
+        _check_sizes(hp, stored, settings)
         given = own_config(folder, found.meta.extra.get("deepspeed"), deepspeed)
         path = None if given is None else folder / CONFIG_FILE
         return Run(folder, hp, found, config_of(hp, path, world_size), given)
     # All is read before anything is written: a mistake leaves no run behind.
     config = config_of(hp, deepspeed, world_size)
+    given = None if deepspeed is None else read_config(deepspeed)
+    arrays, origin = first_checkpoint(hp, seed or 0, init, config, message)
+    extra = {**origin, **({} if given is None else {"deepspeed": given})}
+    meta = meta_of(hp, 0, 0, seed or 0, writer={"init": init}, config=config, extra=extra)
     hp.save(settings)
-    given = None
-    if deepspeed is not None:
-        given = read_config(deepspeed)
+    if given is not None:
         write_config(folder, given)
-    first = _first_checkpoint(hp, seed or 0, init, config, given)
+    first = Checkpoint(arrays, meta)
     save_checkpoint(folder, first, keep=keep)
     return Run(folder, hp, first, config, given)
 
 
-def _stored(found: Checkpoint, seed: int | None, folder: Path) -> DenoiserHParams:
+def _stored(found: Checkpoint, seed: int | None, folder: Path, stage: Stage) -> HParams:
     """The hyperparameters that a checkpoint was made with, once model and seed are those that are wanted."""
     meta = found.meta
-    if meta.model != MODEL:
-        raise ConfigError(
-            f"{folder}: trains a model of kind '{meta.model}', not a {MODEL}; use another folder"
-        )
+    if meta.model != stage:
+        raise ConfigError(f"{folder}: trains a model of kind '{meta.model}', not {stage}; use another folder")
     if seed is not None and seed != meta.seed:
         raise ConfigError(f"{folder}: was begun with seed {meta.seed}, given is {seed}; leave --seed out")
-    return DenoiserHParams.from_dict(meta.hparams, f"{folder}: the checkpoint's hyperparameters")
+    return hparams_class(stage).from_dict(meta.hparams, f"{folder}: the checkpoint's hyperparameters")
 
 
-def _check_width(hp: DenoiserHParams, stored: DenoiserHParams, settings: Path) -> None:
+def _check_sizes(hp: HParams, stored: HParams, settings: Path) -> None:
     # hparams.yaml may have been edited on purpose, to train longer say; what fixes the tensors may not change.
-    if hp.unet_hidden_dim != stored.unet_hidden_dim:
+    for name, ours, theirs in different_sizes(hp, stored):
         raise ConfigError(
-            f"{settings}: unet_hidden_dim is {hp.unet_hidden_dim}, the checkpoint was made with"
-            f" {stored.unet_hidden_dim}; put it back, or start a new run folder"
+            f"{settings}: {name} is {ours}, the checkpoint was made with {theirs}; put it back, or start a new run"
+            " folder"
         )
-
-
-def _first_checkpoint(
-    hp: DenoiserHParams, seed: int, init: Initialization, config: TrainConfig, given: dict[str, Any] | None
-) -> Checkpoint:
-    arrays = first_arrays(initial_denoiser(seed, hp.unet_hidden_dim, init), config.optimizer)
-    extra = {} if given is None else {"deepspeed": given}
-    return Checkpoint(arrays, meta_of(hp, 0, 0, seed, writer={"init": init}, config=config, extra=extra))
 
 
 def meta_of(
-    hp: DenoiserHParams,
+    hp: HParams,
     step: int,
     records: int,
     seed: int,
@@ -173,7 +167,7 @@ def meta_of(
     config: TrainConfig | None = None,
     updates: int | None = None,
 ) -> CheckpointMeta:
-    """The metadata of a denoiser checkpoint.
+    """The metadata of a checkpoint.
 
     Args:
         hp: hyperparameters of the run.
@@ -189,7 +183,7 @@ def meta_of(
     scheduler = (config.deepspeed if config else hp.deepspeed_config).get("scheduler", {"type": None})
     iteration = (step if updates is None else updates) - 1
     return CheckpointMeta(
-        model=MODEL,
+        model=stage_of(hp),
         step=step,
         data_position={"records": records},
         seed=seed,
@@ -199,18 +193,3 @@ def meta_of(
         permanent=permanent,
         extra=extra or {},
     )
-
-
-def load_run_weights(
-    path: Path, message: Callable[[str], object] = print
-) -> tuple[dict[str, np.ndarray], DenoiserHParams, CheckpointMeta]:
-    """Weights and hyperparameters for inference, of a run folder or one checkpoint file.
-
-    Raises:
-        CheckpointError: no such run, or none of its checkpoints is whole.
-        ConfigError: it is not a denoiser.
-    """
-    weights, meta = load_weights(path, message)
-    if meta.model != MODEL:
-        raise ConfigError(f"{path}: holds a model of kind '{meta.model}'; a {MODEL} is needed")
-    return weights, DenoiserHParams.from_dict(meta.hparams, f"{path}: hyperparameters"), meta

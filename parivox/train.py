@@ -23,17 +23,24 @@ from parivox.data import BatchStream, TrainBatch, open_stream, validation_batche
 from parivox.errors import NonFiniteError
 from parivox.evaluation import evaluate
 from parivox.features import SAMPLE_RATE
-from parivox.hparams import DenoiserHParams
+from parivox.hparams import HParams
+from parivox.latent import latent_advice
 from parivox.progress import TrainProgress
 from parivox.run import Run, meta_of
+from parivox.run_start import start_arrays
 from parivox.runlog import RunLog, read_metrics, write_summary
+from parivox.stages import Stage
 from parivox.train_start import TrainOptions, console_of, open_for_training
 from parivox.train_watch import REPEAT_SECONDS, OverflowWatch, SilenceWatch, signals
 from parivox.watchdog import Watchdog
 
 
-def train_denoiser(
-    folder: Path, backend: Backend, hp: DenoiserHParams | None = None, options: TrainOptions | None = None
+def train(
+    folder: Path,
+    backend: Backend,
+    hp: HParams | None = None,
+    options: TrainOptions | None = None,
+    stage: Stage = "denoiser",
 ) -> dict[str, Any]:
     """Train until `max_steps`, going on from the newest checkpoint; returns and writes the run's summary.
 
@@ -46,7 +53,7 @@ def train_denoiser(
     with ExitStack() as stack:
         stack.enter_context(Watchdog(backend.world, backend.share))
         backend.agree(0)  # all watch each other before the first one can fail
-        run = open_for_training(stack, folder, backend, hp, options)
+        run = open_for_training(stack, folder, backend, hp, options, stage)
         last = min(options.stop_at or run.hp.max_steps, run.hp.max_steps)
         progress = TrainProgress(last, run.checkpoint.meta.step, console=console_of(stack, backend.world))
         return _Loop(run, backend, options, stack.enter_context(progress)).go(stack)
@@ -91,7 +98,7 @@ class _Loop:
         self.skipped |= dict(pair for batch in self.held_out for pair in batch.skipped)
         if self.world.is_main:
             self.log = stack.enter_context(RunLog(self.run.folder, resume_step=self.step))
-        self.state = self.backend.create_state(hp, self.run.checkpoint.arrays, config)
+        self.state = self.backend.create_state(hp, start_arrays(self.run.checkpoint), config)
         stream = stack.enter_context(
             open_stream(
                 hp,
@@ -137,7 +144,7 @@ class _Loop:
             self._save()
 
     def _record(self, batch: TrainBatch, result: StepResult, waited: float, seconds: float) -> None:
-        audio = batch.arrays["noisy"].size / SAMPLE_RATE * self.world.size
+        audio = batch.arrays["target"].size / SAMPLE_RATE * self.world.size
         scalars = {
             "loss": result.loss,
             "lr": result.learning_rate,
@@ -147,6 +154,8 @@ class _Loop:
             "audio_per_second": audio / seconds,
             "seconds": seconds,
         }
+        if len(result.losses) > 1:
+            scalars |= {**result.losses, **result.watched}
         if self.run.config.loss_scale is not None:
             scalars |= {"loss_scale": result.loss_scale, "overflow": float(result.skipped)}
             self.overflows.see(self.step, result)
@@ -169,10 +178,7 @@ class _Loop:
         self.evaluated = {"step": self.step, **found.scalars()}
         if self.log is not None:
             self.log.write(self.step, found.scalars(), event="valid")
-        self.progress.message(
-            f"step {self.step}: held-out loss {found.loss:.4f}, SI-SDR {found.si_sdr_noisy:.1f} ->"
-            f" {found.si_sdr_denoised:.1f} dB ({found.si_sdr_gain:+.1f}); sound and pictures in {folder}"
-        )
+        self.progress.message(f"step {self.step}: {found.text()}; sound and pictures in {folder}")
 
     @property
     def _permanent(self) -> bool:
@@ -187,6 +193,8 @@ class _Loop:
         if self.log is None:
             return f"the checkpoint of step {self.step}"
         given = {} if self.run.given is None else {"deepspeed": self.run.given}
+        kept = self.run.checkpoint.meta.extra
+        origin = {"origin": kept["origin"]} if "origin" in kept else {}
         meta = meta_of(
             self.run.hp,
             self.step,
@@ -194,12 +202,13 @@ class _Loop:
             self.seed,
             writer=self.backend.describe(),
             permanent=self._permanent,
-            extra={"skipped": self.skipped, **given},
+            extra={"skipped": self.skipped, **origin, **given},
             config=self.run.config,
             updates=arrays.step,
         )
         self.log.sync()
-        return str(save_checkpoint(self.run.folder, Checkpoint(arrays, meta), keep=self.options.keep))
+        checkpoint = Checkpoint(arrays, meta, self.run.checkpoint.buffers)
+        return str(save_checkpoint(self.run.folder, checkpoint, keep=self.options.keep))
 
     def _gather_skipped(self) -> None:
         """Make known to all ranks which files did not decode on any."""
@@ -216,6 +225,8 @@ class _Loop:
             )
         elif not self._evaluated_before():
             self._evaluate()
+        if self.run.checkpoint.meta.model == "enhancer-stage1" and not self.stopped_by:
+            self.progress.message(latent_advice(self.backend.export_state(self.state).weights))
 
     def _evaluated_before(self) -> bool:
         """Whether an earlier process has logged an evaluation of this step; its numbers then stand."""

@@ -11,14 +11,17 @@ from rich.console import Console
 
 from parivox.backend import Backend
 from parivox.checkpoint import list_checkpoints
+from parivox.data.draws import item_samples
 from parivox.data.index import index_files
 from parivox.data.praat import require_praat
 from parivox.data.stream import MAX_SEED
 from parivox.errors import ConfigError
-from parivox.hparams import DenoiserHParams
+from parivox.hparams import EnhancerHParams, HParams
 from parivox.parallel import World
+from parivox.presets import default_hparams
 from parivox.run import Run, locked, open_run
 from parivox.run_config import config_of
+from parivox.stages import Stage
 from parivox.weights import Initialization
 
 
@@ -64,7 +67,12 @@ class TrainOptions:
 
 
 def open_for_training(
-    stack: ExitStack, folder: Path, backend: Backend, hp: DenoiserHParams | None, options: TrainOptions
+    stack: ExitStack,
+    folder: Path,
+    backend: Backend,
+    hp: HParams | None,
+    options: TrainOptions,
+    stage: Stage = "denoiser",
 ) -> Run:
     """The run folder, opened by rank 0 for writing, and then by the others for reading; every rank must call this.
 
@@ -74,8 +82,9 @@ def open_for_training(
     world, begun = backend.world, ""
     if world.is_main:
         if not (folder / "hparams.yaml").exists() and not list_checkpoints(folder):
-            config_of(hp or DenoiserHParams(), options.deepspeed_config, backend.data_parallel)
-            _check_data(hp or DenoiserHParams())
+            wanted = hp or default_hparams(stage)
+            config_of(wanted, options.deepspeed_config, backend.data_parallel)
+            _check_data(wanted)
         stack.enter_context(locked(folder))
     else:
         begun = backend.share("")
@@ -90,6 +99,7 @@ def open_for_training(
         message=print if world.is_main else _say_nothing,
         deepspeed=options.deepspeed_config,
         world_size=backend.data_parallel,
+        stage=stage,
     )
     own = f"step {run.checkpoint.meta.step} of seed {run.checkpoint.meta.seed}"
     if world.is_main:
@@ -117,7 +127,9 @@ def _say_nothing(text: str) -> None:
     """What other ranks than 0 do with a line for the user."""
 
 
-def _check_data(hp: DenoiserHParams) -> None:
-    # A mistyped folder must not leave a run behind whose hyperparameters then refuse the right one.
+def _check_data(hp: HParams) -> None:
+    # A mistyped folder or length must not leave a run behind whose hyperparameters then refuse the right one.
     require_praat(hp.praat_augment_prob)
+    if isinstance(hp, EnhancerHParams):
+        item_samples(hp)
     index_files(hp)

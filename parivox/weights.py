@@ -108,12 +108,19 @@ def check_arrays(
     Raises:
         CheckpointError: listing every missing, extra and misshapen tensor.
     """
-    missing = [name for name in expected if name not in arrays]
-    extra = [name for name in arrays if name not in expected]
+    check_shapes(expected, {name: tuple(array.shape) for name, array in arrays.items()}, what)
+
+
+def check_shapes(
+    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], what: str
+) -> None:
+    """As `check_arrays`, where only the shapes are known."""
+    missing = [name for name in expected if name not in found]
+    extra = [name for name in found if name not in expected]
     shapes = [
-        f"{name} is {tuple(arrays[name].shape)} but should be {tuple(shape)}"
+        f"{name} is {found[name]} but should be {tuple(shape)}"
         for name, shape in expected.items()
-        if name in arrays and tuple(arrays[name].shape) != tuple(shape)
+        if name in found and found[name] != tuple(shape)
     ]
     faults = [
         f"{len(items)} {kind}: {', '.join(items)}"

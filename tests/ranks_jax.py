@@ -134,7 +134,7 @@ def compare(loss, params: Arrays, length: int, devices, stages) -> None:
 
 def denoiser(devices: str, stages: str) -> None:
     """In float64: a weight whose true gradient is 0 is moved by Adam along the noise of float32."""
-    from jax_impl.train_step import loss_and_output
+    from jax_impl.objective import loss_and_output
     from jax_impl.weights import abstract_denoiser
 
     jax.config.update("jax_enable_x64", True)

@@ -133,8 +133,9 @@ def test_truncation_anywhere_is_noticed(tmp_path: Path) -> None:
         load_checkpoint(path)
 
 
-def test_a_flipped_bit_anywhere_is_noticed(tmp_path: Path) -> None:
-    path = save_checkpoint(tmp_path, make(1))
+@pytest.mark.parametrize("buffers", [{}, {"mel.window": np.arange(3, dtype=np.float16)}])
+def test_a_flipped_bit_anywhere_is_noticed(tmp_path: Path, buffers: NamedArrays) -> None:
+    path = save_checkpoint(tmp_path, dataclasses.replace(make(1), buffers=buffers))
     whole = path.read_bytes()
     for place in range(len(whole)):
         flipped = bytearray(whole)
@@ -144,7 +145,10 @@ def test_a_flipped_bit_anywhere_is_noticed(tmp_path: Path) -> None:
             load_checkpoint(path)
         assert path.name in str(caught.value) and "\n" not in str(caught.value), place
     path.write_bytes(whole)
-    assert_same(load_checkpoint(path), make(1))
+    found = load_checkpoint(path)
+    assert_same(found, make(1))
+    assert found.buffers.keys() == buffers.keys()
+    assert all((found.buffers[name] == array).all() for name, array in buffers.items())
 
 
 def test_swapped_tensors_are_noticed(tmp_path: Path) -> None:

@@ -21,7 +21,15 @@ from parivox.doctor import Check
 from parivox.errors import AudioError, ConfigError
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = (("train", "denoiser"), ("train",), ("enhance",), ("parity",), ("doctor",), ("demo",))
+COMMANDS = (
+    ("train", "denoiser"),
+    ("train",),
+    ("enhance",),
+    ("convert",),
+    ("parity",),
+    ("doctor",),
+    ("demo",),
+)
 
 
 def text_of_help(capsys, *words: str) -> str:

@@ -106,6 +106,7 @@ def assert_same_curve(run: Path, whole: Path) -> None:
     assert worst <= bound("training", "float32")
 
 
+@pytest.mark.slow
 def test_torchrun_makes_one_run(tmp_path, data):
     run = tmp_path / "run"
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port()]
@@ -193,6 +194,7 @@ def test_a_run_of_one_device_goes_on_with_two(tmp_path, data, second):
     assert_same_curve(run, data / "whole")
 
 
+@pytest.mark.slow
 def test_an_error_of_rank_0_ends_both(tmp_path, data):
     run = tmp_path / "run"
     with launched("torch", 2, data, run, "--seed", "1", "--stop-at", "1") as processes:

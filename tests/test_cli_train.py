@@ -12,11 +12,12 @@ import pytest
 
 from parivox import backend, train
 from parivox.cli import main, parse
-from parivox.commands.train import MEANINGS
+from parivox.commands.train import ABOUT, MEANINGS
 from parivox.errors import ConfigError
 from parivox.hparams import DenoiserHParams
 from parivox.parallel import World
 from parivox.presets import preset
+from parivox.stages import STAGES, hparams_class, stage_of
 from parivox.train import TrainOptions
 from tests.test_cli import one_line, text_of_help
 
@@ -44,11 +45,41 @@ def option(field: dataclasses.Field[Any]) -> list[str]:
     return [flag, str(field.default + 1) if type(field.default) is int else value]
 
 
-def test_every_hyperparameter_is_explained_and_an_option(capsys):
-    names = [field.name for field in dataclasses.fields(DenoiserHParams)]
-    assert sorted(MEANINGS) == sorted(names)
-    text = text_of_help(capsys, "train", "denoiser")
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_hyperparameter_is_explained_and_an_option(capsys, stage):
+    names = {field.name for field in dataclasses.fields(hparams_class(stage))} - {"lcfm_training_mode"}
+    assert names <= set(MEANINGS)
+    text = text_of_help(capsys, "train", stage)
     assert all(f"--{name.replace('_', '-')}" in text for name in names)
+    assert ABOUT[stage] in text
+
+
+def test_stages_take_their_own_presets_and_options(tmp_path):
+    words = ["train", "enhancer-stage2", str(tmp_path / "run"), "--lcfm-z-scale", "3.5", "--wn-layers", "7"]
+    hp = parse([*words, "--preset", "enhancer_stage2_small"]).hparams()
+    assert (hp.lcfm_training_mode, hp.lcfm_z_scale, hp.wn_layers) == ("cfm", 3.5, 7)
+    assert parse(words[:3]).hparams() == preset("enhancer_stage2")
+    with pytest.raises(
+        ConfigError, match="'enhancer_stage1' trains enhancer-stage1, not enhancer-stage2; use one"
+    ):
+        parse([*words, "--preset", "enhancer_stage1"]).hparams()
+    preset("enhancer_stage1_small").save(tmp_path / "one.yaml")
+    with pytest.raises(ConfigError, match=r"one\.yaml: is of enhancer-stage1, not of enhancer-stage2"):
+        parse([*words, "--config", str(tmp_path / "one.yaml")]).hparams()
+
+
+def test_none_is_a_value_where_there_may_be_none(tmp_path, capsys):
+    words = ["train", "enhancer-stage1", str(tmp_path / "run"), "--gan-training-start-step"]
+    assert parse([*words, "None"]).hparams().gan_training_start_step is None
+    assert parse([*words, "7"]).hparams().gan_training_start_step == 7
+    words[1], words[3] = "enhancer-stage2", "--denoiser-run-dir"
+    preset("enhancer_stage2").replace(denoiser_run_dir="runs/one").save(tmp_path / "two.yaml")
+    config = ["--config", str(tmp_path / "two.yaml")]
+    assert parse([*words[:3], *config]).hparams().denoiser_run_dir == Path("runs/one")
+    assert parse([*words, "None", *config]).hparams().denoiser_run_dir is None
+    with pytest.raises(SystemExit):
+        parse([*words[:1], "enhancer-stage1", words[2], "--gan-training-start-step", "never"])
+    capsys.readouterr()
 
 
 @pytest.mark.parametrize("field", dataclasses.fields(DenoiserHParams), ids=lambda field: field.name)
@@ -89,7 +120,7 @@ def test_a_run_with_hyperparameters_of_its_own_keeps_them(tmp_path):
     ("words", "said"),
     [
         (["--preset", "denoiser", "--config", "x.yaml"], "--config and --preset"),
-        (["--preset", "enhancer_stage1"], "'enhancer_stage1' is not of a denoiser"),
+        (["--preset", "enhancer_stage1"], "'enhancer_stage1' trains enhancer-stage1, not denoiser"),
         (["--preset", "denoizer"], "denoizer"),
         (["--config", "absent.yaml"], "absent.yaml"),
         (["--max-steps", "0"], "max_steps is 0"),
@@ -119,7 +150,7 @@ class NoBackend:
         raise AssertionError("the backend was used")
 
     describe = create_state = step = export_state = evaluate = load_denoiser = denoise = _refuse
-    gather = _refuse
+    gather = load_enhancer = enhance = _refuse
 
     def share(self, text: str) -> str:
         return text
@@ -142,6 +173,21 @@ def test_a_mistyped_data_folder_leaves_no_run_behind(tmp_path, no_backend, capsy
     assert not run.exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["enhancer-stage1", "--training-seconds", "0.04"], "training_seconds is 0.04"),
+        (["enhancer-stage2", "--hop-size", "256"], "hop_size is 256; it must be 420"),
+        (["enhancer-stage1", "--enhancer-stage1-run-dir", "x"], "enhancer_stage1_run_dir is x"),
+    ],
+)
+def test_what_the_enhancer_cannot_train_leaves_no_run_behind(tmp_path, no_backend, capsys, words, said):
+    run = tmp_path / "run"
+    assert main(["train", words[0], str(run), *words[1:]]) == 1
+    assert said in one_line(capsys)
+    assert not run.exists()
+
+
 def test_going_on_with_other_hyperparameters_lists_every_difference(tmp_path, no_backend, capsys):
     DenoiserHParams().save(tmp_path / "hparams.yaml")
     assert main(["train", "denoiser", str(tmp_path), "--n-fft", "4096", "--max-lr", "0.5", "--nj", "64"]) == 1
@@ -158,12 +204,12 @@ def trained(monkeypatch) -> list[tuple]:
     def get_backend(name, **options):
         return SimpleNamespace(world=World(), asked=(name, options))
 
-    def train_denoiser(folder, backend, hp, options):
-        seen.append((folder, backend.asked, hp, options))
+    def train_run(folder, backend, hp, options, stage):
+        seen.append((folder, backend.asked, hp, options, stage))
         return {"stopped_by": "SIGTERM" if folder.name == "stopped" else None}
 
     monkeypatch.setattr(backend, "get_backend", get_backend)
-    monkeypatch.setattr(train, "train_denoiser", train_denoiser)
+    monkeypatch.setattr(train, "train", train_run)
     return seen
 
 
@@ -197,7 +243,7 @@ def test_training_gets_every_option(tmp_path, trained, capsys):
     wanted = TrainOptions(6, 5, "published", 2, 7, 8, 9, 10)
     assert {field.name for field in dataclasses.fields(TrainOptions)} == wanted.__dict__.keys()
     asked = {"device": "gpu", "precision": "tf32", "dtype": "float32", "world": World()}
-    assert trained == [(run, ("torch", asked), DenoiserHParams(), wanted)]
+    assert trained == [(run, ("torch", asked), DenoiserHParams(), wanted, "denoiser")]
     assert f"--run {run}" in capsys.readouterr().out
 
 
@@ -207,7 +253,16 @@ def test_training_without_options_takes_the_loop_s_own(tmp_path, trained):
     name, asked = call[1]
     assert name == backend.default_backend()
     assert asked == {"device": "auto", "precision": "highest", "dtype": "float32", "world": World()}
-    assert call[3] == TrainOptions()
+    assert call[3] == TrainOptions() and call[4] == "denoiser"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_each_stage_is_trained_by_its_own_command(tmp_path, trained, capsys, stage):
+    assert main(["train", stage, str(tmp_path / "run")]) == 0
+    assert trained[0][4] == stage and stage_of(trained[0][2]) == stage
+    assert {"denoiser": "--denoise-only", "enhancer-stage1": "enhancer-stage2"}.get(
+        stage, "parivox enhance"
+    ) in (capsys.readouterr().out)
 
 
 def test_flags_say_which_process_this_is(tmp_path, trained, capsys):

@@ -13,6 +13,7 @@ from parivox.data import dataset as dataset_module
 from parivox.data import mix
 from parivox.data.crop import join, other_file, random_crop
 from parivox.data.dataset import ItemMaker
+from parivox.data.draws import flow_draws
 from parivox.data.index import ClipPool, index_files
 from parivox.data.praat import change_gender, require_praat
 from parivox.data.rooms import load_room
@@ -188,13 +189,63 @@ def test_target_is_clean_or_distorted_as_asked(corpus):
     assert sum(not np.array_equal(a, b) for a, b in zip(always, crops, strict=True)) >= 6
 
 
-def test_enhancer_learns_the_clean_speech(corpus):
-    hp, files = corpus
+def enhancer(hp, **changes):
     shared = {name: getattr(hp, name) for name in ("fg_dir", "bg_dir", "rir_dir", "training_seconds")}
-    make = ItemMaker(EnhancerHParams(**shared), files)
-    crop = random_crop(files.train, files.train.files[0], 4410, RATE, generator(5), {})[0]
-    arrays = make(files.train.files[0], generator(5)).arrays
-    assert np.array_equal(arrays["target"], crop) and not np.array_equal(arrays["noisy"], crop)
+    return EnhancerHParams(**shared, lcfm_latent_dim=8, **changes)
+
+
+def test_second_stage_learns_the_clean_and_the_distorted_speech(corpus):
+    hp, files = corpus
+    make = ItemMaker(enhancer(hp, lcfm_training_mode="cfm"), files)
+    assert make.frames == 4200  # 4,410 samples are ten frames and a half
+    crop = random_crop(files.train, files.train.files[0], 4200, RATE, generator(5), {})[0]
+    made = [make(files.train.files[0], generator(seed)).arrays for seed in range(5, 9)]
+    assert np.array_equal(made[0]["target"], crop) and not np.array_equal(made[0]["noisy"], crop)
+    assert any(not np.array_equal(a["distorted"], a["target"]) for a in made)
+    shapes = {name: array.shape for name, array in made[0].items()}
+    assert shapes == {
+        **dict.fromkeys(("noisy", "target", "distorted"), (4200,)),
+        **dict.fromkeys(("prior", "sigma"), (8, 10)),
+        **dict.fromkeys(("blend", "tau", "time"), ()),
+        "vocoder_noise": (128, 20),
+    }
+    assert {array.dtype for arrays in made for array in arrays.values()} == {np.dtype(np.float32)}
+    assert not np.array_equal(made[0]["prior"], made[1]["prior"])
+    again = make(files.train.files[0], generator(5)).arrays
+    assert all(np.array_equal(array, again[name]) for name, array in made[0].items())
+
+
+def test_draws_have_the_distributions_of_the_design():
+    """Mean and variance of Beta(0.2, 0.2) are 1/2 and 1/5.6, of a uniform draw 1/2 and 1/12."""
+    rng, hp = generator(1), EnhancerHParams(lcfm_latent_dim=8)
+    made = [flow_draws(hp, 4, rng) for _ in range(4000)]
+    for name, variance in (("blend", 1 / 5.6), ("tau", 1 / 12), ("time", 1 / 12)):
+        values = np.array([draws[name] for draws in made])
+        assert values.min() >= 0 and values.max() <= 1
+        error = 5 * np.sqrt(variance / len(values))
+        assert abs(values.mean() - 0.5) < error and abs(values.var() - variance) < error
+    for name in ("prior", "sigma"):
+        values = np.stack([draws[name] for draws in made])
+        assert abs(values.mean()) < 5 / np.sqrt(values.size) and abs(values.var() - 1) < 5 * np.sqrt(
+            2 / values.size
+        )
+
+
+def test_first_stage_reads_clean_speech_alone(corpus):
+    hp, _ = corpus
+    hp = enhancer(hp).replace(bg_dir=hp.fg_dir / "absent", rir_dir=hp.fg_dir / "absent")
+    files = index_files(hp)
+    assert files.bg is None and files.rir is None
+    arrays = ItemMaker(hp, files)(files.train.files[0], generator(5)).arrays
+    crop = random_crop(files.train, files.train.files[0], 4200, RATE, generator(5), {})[0]
+    assert set(arrays) == {"target", "vocoder_noise"} and np.array_equal(arrays["target"], crop)
+
+
+def test_items_too_short_for_the_discriminator_are_refused(corpus):
+    hp, files = corpus
+    assert ItemMaker(enhancer(hp.replace(training_seconds=0.05)), files).frames == 2100
+    with pytest.raises(ConfigError, match=r"training_seconds is 0\.047, 4 frames .* use 0\.05 or more"):
+        ItemMaker(enhancer(hp.replace(training_seconds=0.047)), files)(files.train.files[0], generator())
 
 
 def test_speech_alone_is_both_input_and_target(corpus):

@@ -16,6 +16,7 @@ import pytest
 from parivox.data import TrainBatch, open_stream, validation_batches, workers
 from parivox.data.index import index_files
 from parivox.errors import ConfigError, DataError
+from parivox.hparams import EnhancerHParams
 from tests.data_folder import folders, tone
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -121,6 +122,23 @@ def joined(hp, ranks: int, count: int, **options) -> list[TrainBatch]:
 @pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (2, 0), (4, 0), (2, 1)])
 def test_ranks_read_the_batches_of_one_rank_together(hp, reference, ranks, workers):
     assert_same(joined(hp, ranks, 3, batch_size=4 // ranks, workers=workers), reference[:3])
+
+
+@pytest.mark.parametrize("mode", ["ae", "cfm"])
+def test_workers_ranks_and_rows_change_nothing_for_the_enhancer(hp, mode):
+    """Its draws come with the records."""
+    shared = {name: getattr(hp, name) for name in ("fg_dir", "bg_dir", "rir_dir", "training_seconds")}
+    hp = EnhancerHParams(**shared, lcfm_training_mode=mode, lcfm_latent_dim=8, batch_size_per_gpu=2)
+    whole = take(hp, 3)
+    assert {array.dtype for batch in whole for array in batch.arrays.values()} == {np.dtype(np.float32)}
+    assert {array.shape[0] for batch in whole for array in batch.arrays.values()} == {2}
+    noises = {row.tobytes() for batch in whole for row in batch.arrays["vocoder_noise"]}
+    assert len(noises) == 6
+    assert_same(joined(hp, 2, 3, batch_size=1), whole)
+    assert_same(take(hp, 2, start=whole[0].position, workers=1 if mode == "cfm" else 0), whole[1:])
+    held, again = (validation_batches(hp, seed=5, batch_size=rows) for rows in (10, 3))
+    for name, array in held[0].arrays.items():
+        assert np.array_equal(array, np.concatenate([batch.arrays[name] for batch in again])), name
 
 
 def test_a_resume_at_another_number_of_ranks_changes_nothing(hp, reference):

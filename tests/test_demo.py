@@ -16,7 +16,7 @@ from parivox import demo, demo_report
 from parivox.audio import read_audio, write_audio
 from parivox.backend import BACKENDS, installed
 from parivox.cli import main
-from parivox.commands.train import denoiser_preset
+from parivox.commands.train import stage_preset
 from parivox.data import make_demo_data
 from parivox.data.index import index_files
 from parivox.demo_report import Curve, Outcome
@@ -168,7 +168,7 @@ def test_why_a_backend_cannot_train(name, monkeypatch):
 
 
 def test_the_mixture_is_held_out_speech_with_noise(data):
-    hp = denoiser_preset(demo.PRESET).replace(**{f"{n}_dir": data / n for n in demo.FOLDERS})
+    hp = stage_preset(demo.PRESET, "denoiser").replace(**{f"{n}_dir": data / n for n in demo.FOLDERS})
     clean, noisy = demo.mixture(hp)
     assert clean.shape == noisy.shape and 3 * 44_100 <= clean.size <= demo.SECONDS * 44_100
     assert np.abs(clean).max() > 0.99 and 0.99 < np.abs(noisy).max() <= 1

@@ -14,9 +14,19 @@ import pytest
 import yaml
 
 from parivox import hparams_check
+from parivox.data.draws import MIN_SAMPLES
+from parivox.enhancer_tables import FRAME
 from parivox.errors import ConfigError
-from parivox.hparams import DenoiserHParams, EnhancerHParams, HParams, check_same_run, differences
-from parivox.presets import PRESETS, describe_preset, preset
+from parivox.hparams import (
+    VOCODER_HOP,
+    DenoiserHParams,
+    EnhancerHParams,
+    HParams,
+    check_same_run,
+    differences,
+)
+from parivox.presets import PRESETS, default_hparams, describe_preset, preset
+from parivox.stages import different_sizes, has_judge, is_judged, stage_of
 
 CLASSES = (HParams, DenoiserHParams, EnhancerHParams)
 
@@ -200,6 +210,31 @@ def test_nonsense_is_refused(name: str, value: object, allowed: str, tmp_path: P
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
+BAD_ENHANCER_VALUES = [
+    *((name, 0, "1 or more") for name in ("cfm_solver_nfe", "univnet_nc", "lcfm_latent_dim", "wn_layers")),
+    *((name, 0, "1 or more") for name in ("vocoder_extra_dim", "irmae_hidden_dim", "wn_hidden_dim")),
+    *(("lcfm_z_scale", value, "above 0") for value in (0, -1, math.inf)),
+    ("cfm_time_mapping_divisor", 2, "above 2"),
+    ("gan_training_start_step", -1, "0 or more"),
+    ("irmae_hidden_dim", 48, "a multiple of 32"),
+    ("unet_hidden_dim", 24, "multiple of 16"),
+    ("hop_size", 256, "420, what the vocoder makes"),
+    ("win_size", 1024, "n_fft, which is 2048"),
+    ("enhancer_stage1_run_dir", "runs/one", "left out in the first stage"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "allowed"), BAD_ENHANCER_VALUES)
+def test_nonsense_of_the_enhancer_is_refused(name: str, value: object, allowed: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{name} is .*{allowed}") as caught:
+        EnhancerHParams.from_dict({name: value}, "file.yaml")
+    assert str(caught.value).startswith("file.yaml: ") and str(value) in str(caught.value)
+
+
+def test_a_frame_is_what_the_vocoder_makes_of_it() -> None:
+    assert FRAME == VOCODER_HOP == EnhancerHParams().hop_size
+
+
 @pytest.mark.parametrize("name", ["cfm_solver_method", "lcfm_training_mode"])
 def test_words_are_from_a_list(name: str) -> None:
     with pytest.raises(ConfigError, match=f"{name} is 'heun'.*one of '"):
@@ -264,5 +299,16 @@ def test_presets() -> None:
         "praat_augment_prob": 0.2,
     }
     assert all(describe_preset(name) for name in PRESETS)
+    assert default_hparams("enhancer-stage1") == stage1 and default_hparams("enhancer-stage2") == stage2
     with pytest.raises(ConfigError, match="denoiser_cpu"):
         preset("denoisr")
+
+
+def test_small_presets_fit_each_other() -> None:
+    """The second stage reads the first one's weights, and those of the narrow denoiser."""
+    one, two = (preset(f"enhancer_stage{k}_small") for k in (1, 2))
+    assert (stage_of(one), stage_of(two)) == ("enhancer-stage1", "enhancer-stage2")
+    assert not different_sizes(one, two) and not different_sizes(two, preset("denoiser_demo"))
+    assert one.wav_rate * one.training_seconds > 2 * MIN_SAMPLES
+    assert has_judge(one) and not has_judge(two)
+    assert not is_judged(one, one.warmup_steps) and is_judged(one, one.max_steps - 1)

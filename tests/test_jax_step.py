@@ -28,8 +28,8 @@ def leaves(state):
 def test_step_is_traced_once(backend, monkeypatch):
     # A program of its own, which no other test has traced or will meet.
     monkeypatch.setattr(jax_impl.backend, "_step_program", jax_impl.train_step.make_step)
-    once = chex.assert_max_traces(jax_impl.train_step.loss_and_output, n=1)
-    monkeypatch.setattr(jax_impl.train_step, "loss_and_output", once)
+    once = chex.assert_max_traces(jax_impl.objective.loss_and_output, n=1)
+    monkeypatch.setattr(jax_impl.objective, "loss_and_output", once)
     state = backend.create_state(HP, first_arrays())
     for k in range(4):
         state, result = backend.step(state, random_batch(k))
@@ -110,7 +110,8 @@ def test_restart_changes_no_bit(backend):
 def test_evaluation_changes_nothing(backend):
     state = backend.create_state(HP, first_arrays())
     before = backend.export_state(state)
-    loss, output = backend.evaluate(state, random_batch(0))
+    held = backend.evaluate(state, random_batch(0))
+    loss, output = held.losses["l1"], held.sounds["denoised"]
     assert unequal(backend.export_state(state), before) == []
     assert output.shape == random_batch(0)["noisy"].shape
     assert backend.step(state, random_batch(0))[1].loss == pytest.approx(loss, rel=1e-6)
@@ -137,5 +138,5 @@ def test_float64_beside_float32(backend):
     for group in (arrays.weights, arrays.exp_avg, arrays.exp_avg_sq):
         assert {array.dtype for array in group.values()} == {np.dtype("float64")}
     assert any((array != array.astype(np.float32)).any() for array in arrays.weights.values())
-    assert double.evaluate(wide, random_batch(3))[1].dtype == np.float64
+    assert double.evaluate(wide, random_batch(3)).sounds["denoised"].dtype == np.float64
     assert not jax.config.jax_enable_x64

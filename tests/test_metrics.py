@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from parivox.metrics import energy_ratio, si_sdr, si_sdr_gain
+from parivox.metrics import LSD_FRAME, LSD_HOP, energy_ratio, log_spectral_distance, si_sdr, si_sdr_gain
 
 
 def orthogonal(seed: int, length: int = 4096) -> tuple[np.ndarray, np.ndarray]:
@@ -54,3 +54,34 @@ def test_energy_ratio():
     assert energy_ratio(np.zeros(10), np.ones(10)) == 0
     assert energy_ratio(np.zeros(10), np.zeros(10)) == 0
     assert energy_ratio(np.ones(10), np.zeros(10)) > 1e300
+
+
+@pytest.mark.parametrize("db", [-12.0, 0.0, 6.0])
+def test_a_gain_is_its_own_spectral_distance(db):
+    noise = np.random.default_rng(5).standard_normal((2, 3, 8000))
+    found = log_spectral_distance(10 ** (db / 20) * noise, noise)
+    assert found.shape == (2, 3)
+    np.testing.assert_allclose(found, abs(db), atol=1e-9)
+
+
+def test_spectral_distance_is_a_mean_over_frames_of_roots_over_bins():
+    noise = np.random.default_rng(7).standard_normal(LSD_FRAME + 3 * LSD_HOP)
+    louder = noise * np.linspace(1, 4, noise.size)
+    parts = [slice(k * LSD_HOP, k * LSD_HOP + LSD_FRAME) for k in range(4)]
+    singly = [float(log_spectral_distance(louder[part], noise[part])) for part in parts]
+    assert len({round(value, 3) for value in singly}) == 4
+    assert float(log_spectral_distance(louder, noise)) == pytest.approx(np.mean(singly))
+    # A Hann window spreads a tone over three bins; all others are at the floor of both.
+    tone = np.sin(2 * np.pi * 64 / LSD_FRAME * np.arange(LSD_FRAME))
+    assert float(log_spectral_distance(10**0.5 * tone, tone)) == pytest.approx(
+        10 * np.sqrt(3 / (LSD_FRAME // 2 + 1))
+    )
+
+
+def test_spectral_distance_of_silence():
+    noise = np.random.default_rng(6).standard_normal(4096)
+    silence = np.zeros_like(noise)
+    assert 40 < log_spectral_distance(silence, noise) <= 80
+    assert np.isnan(log_spectral_distance(noise, silence)) and np.isnan(
+        log_spectral_distance(silence, silence)
+    )

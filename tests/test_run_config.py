@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -10,16 +11,18 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from parivox.backend import first_arrays
-from parivox.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint, save_checkpoint
-from parivox.checkpoint import _digest_header as digest_header
+from parivox.checkpoint import Checkpoint, digest_header, latest_checkpoint, load_checkpoint, save_checkpoint
 from parivox.cli import main
 from parivox.deepspeed_config import resolve
-from parivox.dry_run import bytes_per_device, parameter_count, sparkplot
+from parivox.dry_run import bytes_per_device, describe, parameter_count, sparkplot
 from parivox.errors import ConfigError
+from parivox.presets import preset
 from parivox.run import meta_of
 from parivox.run_config import differences
 from parivox.runlog import read_metrics
 from parivox.weights import initial_denoiser
+from parivox.weights_discriminator import discriminator_specs
+from parivox.weights_enhancer import enhancer_specs
 from tests.test_cli import one_line
 from tests.train_folder import HIDDEN, ToyBackend, plain_hparams, small_hparams, train, unequal
 
@@ -205,3 +208,15 @@ def test_a_checkpoint_from_before_there_was_a_loss_scale_still_loads(tmp_path):
     found = load_checkpoint(path)
     assert found.arrays.scaler == {} and unequal(found.arrays, arrays) == []
     assert np.array_equal(found.arrays.weights["net.head.2.bias"], arrays.weights["net.head.2.bias"])
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_stage_of_the_enhancer_holds_weights_that_it_does_not_train(stage):
+    hp = preset(f"enhancer_stage{stage}_small")
+    config = resolve(hp.deepspeed_config, hparams=hp)
+    one, eight = (bytes_per_device(hp, config, devices) for devices in (1, 8))
+    every = 4 * sum(math.prod(spec.shape) for spec in enhancer_specs(hp).values())
+    judge = 4 * sum(math.prod(spec.shape) for spec in discriminator_specs().values()) if stage == 1 else 0
+    assert one["parameters"] + one["fixed"] == every + judge
+    assert one["fixed"] == eight["fixed"] > 0
+    assert describe(hp, config).count("fixed") == 1

@@ -10,8 +10,8 @@ from parity_tests.tolerances import bound
 from parivox.backend import get_backend
 from parivox.errors import BackendError
 from tests.train_folder import first_arrays, plain_hparams, random_batch, unequal
-from torch_impl.engine import DeepSpeedState
-from torch_impl.train_step import PlainState
+from torch_impl.engine import DeepSpeedPlayer
+from torch_impl.train_step import PlainPlayer
 
 HP = plain_hparams(max_steps=40)
 SPLIT, END = 2, 6
@@ -49,10 +49,10 @@ def whole(backend):
 
 def test_trains_through_deepspeed(backend):
     state = backend.create_state(HP, first_arrays())
-    assert isinstance(state, DeepSpeedState)
-    assert type(state.engine).__name__ == "DeepSpeedEngine"
+    assert isinstance(state.model, DeepSpeedPlayer)
+    assert type(state.model.engine).__name__ == "DeepSpeedEngine"
     updates(backend, state, 0, 1)
-    assert state.engine.global_steps == 1
+    assert state.model.engine.global_steps == 1
     assert len(unequal(backend.export_state(state), first_arrays())) > 3 * 150
 
 
@@ -67,7 +67,7 @@ def test_restart_changes_no_bit(backend, whole):
 def test_restart_without_the_replay_differs(backend, whole, monkeypatch):
     """Else the replay would be needless, and the tests beside this one blind."""
     middle, end, _ = whole
-    monkeypatch.setattr(DeepSpeedState, "_replay_bias_correction", lambda self, count: None)
+    monkeypatch.setattr(DeepSpeedPlayer, "_replay_bias_correction", lambda self, count: None)
     state = backend.create_state(HP, middle)
     updates(backend, state, SPLIT, END)
     assert unequal(backend.export_state(state), end) != []
@@ -102,7 +102,8 @@ def test_evaluation_changes_nothing(backend):
     state = backend.create_state(HP, first_arrays())
     updates(backend, state, 0, 2)
     before = backend.export_state(state)
-    loss, output = backend.evaluate(state, random_batch(2))
+    held = backend.evaluate(state, random_batch(2))
+    loss, output = held.losses["l1"], held.sounds["denoised"]
     assert unequal(backend.export_state(state), before) == []
     assert output.shape == random_batch(2)["noisy"].shape
     assert updates(backend, state, 2, 3)[0].loss == loss
@@ -112,7 +113,7 @@ def test_plain_optimizer_follows_the_engine(whole):
     """In float64, where the engine's kernels do not run; the ladder bounds the difference of each update."""
     double = get_backend("torch", device="cpu", dtype="float64")
     state = double.create_state(HP, first_arrays())
-    assert isinstance(state, PlainState)
+    assert isinstance(state.model, PlainPlayer)
     updates(double, state, 0, SPLIT)
     results = updates(double, state, SPLIT, END)
     for found, wanted in zip(results, whole[2], strict=True):
@@ -126,9 +127,13 @@ def test_float64_is_float64_throughout():
     double = get_backend("torch", device="cpu", dtype="float64")
     state = double.create_state(HP, first_arrays())
     updates(double, state, 0, 1)
-    tensors = [*state.module.parameters(), *state.adam.exp_avg.values(), *state.adam.exp_avg_sq.values()]
+    tensors = [
+        *state.module.parameters(),
+        *state.model.adam.exp_avg.values(),
+        *state.model.adam.exp_avg_sq.values(),
+    ]
     assert {tensor.dtype for tensor in tensors} == {torch.float64}
-    assert double.evaluate(state, random_batch(1))[1].dtype == np.float64
+    assert double.evaluate(state, random_batch(1)).sounds["denoised"].dtype == np.float64
 
 
 def test_training_without_deepspeed_is_refused_in_one_line(backend, monkeypatch):

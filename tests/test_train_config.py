@@ -143,7 +143,7 @@ KINDS = {
 }
 
 
-LONG = ("SGD", "bf16, SGD, momentum", "ZeRO 1, two passes")
+LONG = ("SGD", "SGD, momentum", "bf16", "bf16, SGD, momentum", "ZeRO 1, two passes")
 """Those whose parts the others have as well; each compiles a program of its own."""
 
 
@@ -213,16 +213,16 @@ def test_activation_checkpointing_computes_blocks_again(monkeypatch):
     import jax
     from torch import tensor
 
-    from jax_impl import train_step
+    from jax_impl import objective
     from jax_impl.weights import abstract_denoiser
     from torch_impl.model import unet
-    from torch_impl.train_step import bind
+    from torch_impl.objective import bind
     from torch_impl.weights import from_arrays
 
     graph, params = abstract_denoiser(HIDDEN)
     x = batch(0)["noisy"]
     for checkpointed in (False, True):
-        traced = jax.make_jaxpr(lambda p, x, c=checkpointed: train_step.loss_and_output(p, graph, x, x, c))(
+        traced = jax.make_jaxpr(lambda p, x, c=checkpointed: objective.loss_and_output(p, graph, x, x, c))(
             params, x
         )
         assert ("remat" in str(traced)) == checkpointed
@@ -238,6 +238,7 @@ def test_activation_checkpointing_computes_blocks_again(monkeypatch):
     assert counts[1] == 2 * counts[0] > 0
 
 
+@pytest.mark.slow
 def test_fp16_finds_its_scale_in_jax(jax):
     """Real float16: a scale that is far too large overflows, and goes down until it fits."""
     scale = {"enabled": True, "initial_scale_power": 40, "hysteresis": 1, "loss_scale_window": 3}
@@ -296,6 +297,7 @@ def test_torch_names_a_cpu_without_float16(torch, monkeypatch):
         torch.create_state(HP, fresh(config), config)
 
 
+@pytest.mark.slow  # the ladder follows both optimizers, on a few tensors
 @pytest.mark.parametrize("kind", ["Lion", "Lamb"])
 def test_jax_trains_with_them(jax, kind):
     config = config_of(optimizer={"type": kind, "params": {"lr": 1e-3}})

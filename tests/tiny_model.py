@@ -1,16 +1,21 @@
-"""A denoiser too narrow to be good and quick to run, and recordings for it, for tests of the command line."""
+"""Models too narrow to be good and quick to run, and recordings for them, for tests of the command line."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 
+from parity_tests import seeded
 from parivox.audio import write_audio
-from parivox.backend import TrainArrays
+from parivox.backend import NamedArrays, TrainArrays
 from parivox.checkpoint import Checkpoint, save_checkpoint
-from parivox.hparams import DenoiserHParams
+from parivox.hparams import DenoiserHParams, EnhancerHParams
+from parivox.model_kinds import KINDS
 from parivox.run import meta_of
+from parivox.run_config import config_of
+from parivox.run_start import arrays_of
 from parivox.weights import initial_denoiser
 
 SECONDS = 0.3
@@ -26,6 +31,36 @@ def tiny_run(folder: Path, hp: DenoiserHParams | None = None, step: int = 0) -> 
     hp.save(folder / "hparams.yaml")
     records = step * hp.batch_size_per_gpu
     save_checkpoint(folder, Checkpoint(arrays, meta_of(hp, step, records, 0)))
+    return folder
+
+
+NARROW = EnhancerHParams(
+    lcfm_training_mode="cfm",
+    gan_training_start_step=None,
+    lcfm_z_scale=6,
+    cfm_solver_nfe=4,
+    irmae_hidden_dim=32,
+    wn_hidden_dim=8,
+    wn_layers=2,
+    univnet_nc=4,
+    lcfm_latent_dim=4,
+    unet_hidden_dim=1,
+)
+"""A second stage."""
+
+
+def enhancer_weights(hp: EnhancerHParams = NARROW) -> NamedArrays:
+    """Parameters and statistics of an enhancer that makes loud sounds."""
+    return seeded.weights(KINDS["enhancer"].weights(hp), 20)
+
+
+def enhancer_run(folder: Path, hp: EnhancerHParams = NARROW, step: int = 0) -> Path:
+    """A run folder with one checkpoint of an enhancer."""
+    arrays = dataclasses.replace(
+        arrays_of(hp, enhancer_weights(hp), 0, config_of(hp, None).optimizer), step=step
+    )
+    hp.save(folder / "hparams.yaml")
+    save_checkpoint(folder, Checkpoint(arrays, meta_of(hp, step, 0, 0)))
     return folder
 
 

@@ -13,15 +13,16 @@ from typing import Any
 
 import numpy as np
 
+from parivox import train as training
 from parivox.audio import peak_normalize
-from parivox.backend import Backend, Batch, NamedArrays, StepResult, TrainArrays, get_backend
+from parivox.backend import Backend, Batch, HeldOut, NamedArrays, StepResult, TrainArrays, get_backend
 from parivox.checkpoint import latest_checkpoint
 from parivox.deepspeed_config import TrainConfig
 from parivox.hparams import DenoiserHParams, HParams
 from parivox.parallel import World
 from parivox.runlog import read_metrics
 from parivox.schedule import from_deepspeed
-from parivox.train import TrainOptions, train_denoiser
+from parivox.train import TrainOptions
 from parivox.weights import initial_denoiser
 from tests.data_folder import folders
 
@@ -76,7 +77,7 @@ def unequal(a: TrainArrays, b: TrainArrays) -> list[str]:
 
 def train(folder: Path, backend: Backend, hp: DenoiserHParams | None, **options: Any) -> dict[str, Any]:
     """Train in this process, the data made by a thread."""
-    return train_denoiser(folder, backend, hp, TrainOptions(**({"workers": 0, "eval_every": 0} | options)))
+    return training.train(folder, backend, hp, TrainOptions(**({"workers": 0, "eval_every": 0} | options)))
 
 
 def newest(folder: Path) -> TrainArrays:
@@ -136,8 +137,9 @@ class ToyBackend:
         groups = ({k: v.copy() for k, v in state[g].items()} for g in GROUPS)
         return TrainArrays(*groups, state["step"])
 
-    def evaluate(self, state: dict[str, Any], batch: Batch) -> tuple[float, np.ndarray]:
-        return float(np.abs(batch["noisy"] - batch["target"]).mean()), peak_normalize(batch["noisy"])
+    def evaluate(self, state: dict[str, Any], batch: Batch) -> HeldOut:
+        loss = float(np.abs(batch["noisy"] - batch["target"]).mean())
+        return HeldOut({"l1": loss}, {"denoised": peak_normalize(batch["noisy"])})
 
     def share(self, text: str) -> str:
         return text
@@ -153,6 +155,12 @@ class ToyBackend:
 
     def denoise(self, model: float, wav: np.ndarray) -> np.ndarray:
         return peak_normalize(wav) * np.float32(model)
+
+    def load_enhancer(self, hp: HParams, weights: NamedArrays) -> float:
+        raise NotImplementedError
+
+    def enhance(self, model: Any, *arguments: Any, **options: Any) -> Any:
+        raise NotImplementedError
 
 
 def process_command(data: Path, run: Path, backend: str, steps: int) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 
 import numpy as np
@@ -10,23 +11,36 @@ import torch
 from parivox.backend import (
     Batch,
     Dtype,
+    HeldOut,
     NamedArrays,
     Precision,
+    Solver,
     StepResult,
     TrainArrays,
     check_devices,
     check_moments,
     check_rows,
+    check_stage,
 )
 from parivox.deepspeed_config import TrainConfig, resolve
 from parivox.errors import BackendError
-from parivox.hparams import DenoiserHParams
+from parivox.hparams import DenoiserHParams, EnhancerHParams, HParams
 from parivox.parallel import World
+from parivox.stages import has_judge, structure
+from parivox.weights import check_arrays
+from parivox.weights_enhancer import trained_names
 from torch_impl import sharding
-from torch_impl.infer import DenoiserModel, load_denoiser
+from torch_impl.infer import DenoiserModel, EnhancerModel, load_denoiser, load_enhancer
+from torch_impl.objective import objective_of
 from torch_impl.optim import AdamState
-from torch_impl.train_step import PlainState, TrainState, make_eval, make_step
-from torch_impl.weights import from_arrays
+from torch_impl.train_step import PlainPlayer, Player, TrainState, make_eval, make_step, trained
+from torch_impl.weights import (
+    abstract_discriminator,
+    bind_discriminator,
+    discriminator_from_arrays,
+    enhancer_from_arrays,
+    from_arrays,
+)
 
 __all__ = ["TorchBackend", "create_backend"]
 
@@ -62,9 +76,7 @@ class TorchBackend:
             text["deepspeed"] = version("deepspeed")
         return text
 
-    def create_state(
-        self, hp: DenoiserHParams, arrays: TrainArrays, config: TrainConfig | None = None
-    ) -> TrainState:
+    def create_state(self, hp: HParams, arrays: TrainArrays, config: TrainConfig | None = None) -> TrainState:
         """A training state on the device from named arrays.
 
         Raises:
@@ -73,16 +85,8 @@ class TorchBackend:
         """
         config = config or resolve(hp.deepspeed_config, world_size=self.data_parallel, hparams=hp)
         check_devices(config, self.data_parallel)
-        hidden = hp.unet_hidden_dim
+        check_stage(hp, config, arrays)
         check_moments(arrays, config.optimizer)
-        params, exp_avg, exp_avg_sq = (
-            from_arrays(tree, hidden, self.dtype, what, self.device) if tree else {}
-            for tree, what in (
-                (arrays.weights, "the checkpoint"),
-                (arrays.exp_avg, "the checkpoint's exp_avg"),
-                (arrays.exp_avg_sq, "the checkpoint's exp_avg_sq"),
-            )
-        )
         if self.dtype == torch.float64:
             if self.world.size > 1:
                 raise BackendError(
@@ -92,27 +96,74 @@ class TorchBackend:
                 raise BackendError(
                     f"float64 does not go with {config.precision}; use float32, or an fp32 config"
                 )
-            return PlainState(params, AdamState(arrays.step, exp_avg, exp_avg_sq), hidden, config)
-        if not importlib.util.find_spec("deepspeed"):
+        elif not importlib.util.find_spec("deepspeed"):
             raise BackendError("training on torch needs DeepSpeed; run: pip install 'parivox[deepspeed]'")
-        from torch_impl.engine import DeepSpeedState
+        return self._state(hp, arrays, config)
 
-        return DeepSpeedState(params, arrays, hidden, config, self.device.type)
+    def _state(self, hp: HParams, arrays: TrainArrays, config: TrainConfig) -> TrainState:
+        objective = objective_of(structure(hp), config.checkpoint_activations)
+        if not isinstance(hp, EnhancerHParams):
+            hidden = hp.unet_hidden_dim if isinstance(hp, DenoiserHParams) else 0
+            params = from_arrays(arrays.weights, hidden, self.dtype, device=self.device)
+            module = objective.module(params, {})
+            return TrainState(hp, objective, self._player(module, arrays, config, "the checkpoint"))
+        params, buffers = enhancer_from_arrays(arrays.weights, hp, self.dtype, device=self.device)
+        names, rival = set(trained_names(hp)), arrays.discriminator
+        untrained = {name: np.array(arrays.weights[name]) for name in params if name not in names}
+        mine = dataclasses.replace(arrays, weights={name: arrays.weights[name] for name in names})
+        judged = has_judge(hp) and rival is not None
+        model = self._player(
+            objective.module(params, buffers), mine, config, "the checkpoint", alone=not judged
+        )
+        judge = None
+        if judged and rival is not None:
+            check_moments(rival, config.optimizer)
+            theirs = discriminator_from_arrays(rival.weights, self.dtype, device=self.device)
+            module = bind_discriminator(abstract_discriminator(hp.stft_cfgs)[0], theirs)
+            what = "the checkpoint's discriminator"
+            judge = self._player(module, rival, config, what, alone=False)
+        return TrainState(hp, objective, model, judge, untrained)
+
+    def _player(
+        self,
+        module: torch.nn.Module,
+        arrays: TrainArrays,
+        config: TrainConfig,
+        what: str,
+        alone: bool = True,
+    ) -> Player:
+        """A module with what updates it."""
+        shapes = {name: tuple(p.shape) for name, p in trained(module).items()}
+        for group in ("exp_avg", "exp_avg_sq"):
+            if getattr(arrays, group):
+                check_arrays(shapes, getattr(arrays, group), f"{what}'s {group}")
+        if self.dtype == torch.float64:
+            moments = [
+                {name: torch.tensor(array, dtype=self.dtype) for name, array in group.items()}
+                for group in (arrays.exp_avg, arrays.exp_avg_sq)
+            ]
+            return PlainPlayer(module, AdamState(arrays.step, *moments), config)
+        from torch_impl.engine import DeepSpeedPlayer
+
+        return DeepSpeedPlayer(module, arrays, config, self.device.type, alone)
 
     def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, StepResult]:
         """One update."""
         check_rows(batch, state.config)
-        state, metrics = self._step(state, self._put(batch["noisy"]), self._put(batch["target"]))
+        state, metrics = self._step(state, self._rows(state, batch))
         return state, StepResult(**metrics)
 
     def export_state(self, state: TrainState) -> TrainArrays:
         """The state as named arrays on the host."""
         return state.export()
 
-    def evaluate(self, state: TrainState, batch: Batch) -> tuple[float, np.ndarray]:
-        """Loss of a batch and the output, without an update."""
-        loss, output = self._eval(state.module, self._put(batch["noisy"]), self._put(batch["target"]))
-        return float(loss), output.cpu().numpy()
+    def evaluate(self, state: TrainState, batch: Batch) -> HeldOut:
+        """Losses and sound of a batch, without an update."""
+        losses, sounds = self._eval(state, self._rows(state, batch))
+        return HeldOut(
+            {name: loss.item() for name, loss in losses.items()},
+            {name: sound.cpu().numpy() for name, sound in sounds.items()},
+        )
 
     def share(self, text: str) -> str:
         """The text of rank 0."""
@@ -134,6 +185,28 @@ class TorchBackend:
     def denoise(self, model: DenoiserModel, wav: np.ndarray) -> np.ndarray:
         """Denoise (b, t) at 44,100 Hz."""
         return model(wav)
+
+    def load_enhancer(self, hp: EnhancerHParams, weights: NamedArrays) -> EnhancerModel:
+        """An enhancer for inference from named arrays."""
+        dtype = str(self.dtype).removeprefix("torch.")
+        return load_enhancer(weights, hp, dtype, self.precision, self.device)
+
+    def enhance(
+        self,
+        model: EnhancerModel,
+        wav: np.ndarray,
+        prior: np.ndarray,
+        noise: np.ndarray,
+        tau: np.ndarray,
+        blend: np.ndarray | None,
+        method: Solver,
+        nfe: int,
+    ) -> np.ndarray:
+        """Enhance (b, t) at 44,100 Hz."""
+        return model(wav, prior, noise, tau, blend, method, nfe)
+
+    def _rows(self, state: TrainState, batch: Batch) -> dict[str, torch.Tensor]:
+        return {name: self._put(batch[name]) for name in state.objective.inputs}
 
     def _put(self, x: np.ndarray) -> torch.Tensor:
         return torch.tensor(x, dtype=self.dtype, device=self.device)

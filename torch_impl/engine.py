@@ -13,7 +13,7 @@ import os
 import socket
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,7 @@ from parivox.errors import BackendError
 from parivox.loss_scale import LossScale, restored_scale
 from parivox.schedule import rates_from_deepspeed
 from torch_impl.optim import global_norm
-from torch_impl.train_step import Update, bind
-from torch_impl.weights import Params
+from torch_impl.train_step import Update, trained
 
 QUIET = 1_000_000_000
 """Steps between DeepSpeed's own progress lines: Parivox prints its own."""
@@ -165,24 +164,39 @@ def refuse(accelerator: Any, config: TrainConfig) -> None:
         )
 
 
-class DeepSpeedState:
-    """A denoiser under `deepspeed.initialize` with the given config, at a given step.
+class DeepSpeedPlayer:
+    """A module under `deepspeed.initialize` with the given config, at a given step.
 
     In float32 without ZeRO the norm is taken here and a batch that is not finite never reaches the engine. Elsewhere
     the gradients are the engine's alone, and it is the engine that skips the update.
     """
 
-    def __init__(self, params: Params, arrays: TrainArrays, hidden: int, config: TrainConfig, device: str):
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        arrays: TrainArrays,
+        config: TrainConfig,
+        device: str,
+        alone: bool = True,
+    ):
+        """Start an engine.
+
+        Args:
+            module: with the weights of `arrays`; what is trained requires a gradient.
+            arrays: where training goes on.
+            config: how it is trained.
+            device: `cpu` or `cuda`.
+            alone: False where another engine of this process is updated in turn with this one.
+        """
         deepspeed = import_deepspeed(device)
         refuse(deepspeed.accelerator.get_accelerator(), config)
-        self.config = config
-        self.module = bind(hidden, params, config.checkpoint_activations)
+        self.config, self.module, self._alone = config, module, alone
         with single_process_world(), talk_to_log(), warnings.catch_warnings():
             # Of ZeRO's own imports.
             warnings.filterwarnings("ignore", r"`torch\.jit\.", DeprecationWarning)
             self.engine, self._optimizer, _, self._scheduler = deepspeed.initialize(
                 model=self.module,
-                model_parameters=list(self.module.parameters()),
+                model_parameters=list(trained(self.module).values()),
                 config={**config.deepspeed, "steps_per_print": QUIET},
             )
         global _kernel_user
@@ -227,7 +241,13 @@ class DeepSpeedState:
 
     def _take_kernel(self) -> None:
         global _kernel_user
-        if _kernel_user is not self._key:
+        if self.engine.device.type != "cpu" or not hasattr(self._optimizer_under, "multi_tensor_adam"):
+            return
+        if not self._alone:
+            # Two that take turns would each replay all of the past at every update. Both then get pow(beta, t),
+            # as two engines of one process always do; it must not depend on who came before either.
+            self._step_nothing(0, self._optimizer_under.param_groups[0]["betas"])
+        elif _kernel_user is not self._key:
             self._replay_bias_correction(self._count + self._head_start)
         _kernel_user = self._key
 
@@ -237,31 +257,42 @@ class DeepSpeedState:
         # instead, and the weights differ in the last bit from those of a run that was alone and not interrupted.
         # Stepping an empty tensor through all t updates rebuilds the product. Betas that OneCycle moves are replayed
         # as they were: where they stand still for two updates, there is a product as well.
-        optimizer = getattr(self._optimizer, "optimizer", self._optimizer)
-        if self.engine.device.type != "cpu" or not hasattr(optimizer, "multi_tensor_adam"):
-            return
-        group = optimizer.param_groups[0]
-        empty = [[torch.zeros(0)] for _ in range(4)]
-        betas = [group["betas"]] * count
+        betas = [self._optimizer_under.param_groups[0]["betas"]] * count
         if self._betas is not None:
             betas = self._betas(np.maximum(np.arange(count) - self._head_start, 0)).tolist()
         for step in range(1, count + 1):
-            optimizer.multi_tensor_adam(
-                2048 * 32,
-                optimizer._dummy_overflow_buf,
-                empty,
-                0.0,
-                *betas[step - 1],
-                group["eps"],
-                step,
-                optimizer.adam_w_mode,
-                group["bias_correction"],
-                0.0,
-            )
+            self._step_nothing(step, betas[step - 1])
 
-    def forward(self, noisy: Tensor) -> Tensor:
-        """The denoised batch."""
-        return self.module(noisy) if self._plain else self.engine(noisy)
+    @property
+    def _optimizer_under(self) -> Any:
+        """The optimizer under DeepSpeed's wrapper."""
+        return getattr(self._optimizer, "optimizer", self._optimizer)
+
+    def _step_nothing(self, step: int, betas: Sequence[float]) -> None:
+        """Let the CPU kernel make an update of an empty tensor."""
+        optimizer = self._optimizer_under
+        group = optimizer.param_groups[0]
+        optimizer.multi_tensor_adam(
+            2048 * 32,
+            optimizer._dummy_overflow_buf,
+            [[torch.zeros(0)] for _ in range(4)],
+            0.0,
+            *betas,
+            group["eps"],
+            step,
+            optimizer.adam_w_mode,
+            group["bias_correction"],
+            0.0,
+        )
+
+    @property
+    def count(self) -> int:
+        """Updates made so far."""
+        return self._count
+
+    def forward(self, *inputs: Any) -> Any:
+        """The module's forward pass."""
+        return self.module(*inputs) if self._plain else self.engine(*inputs)
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of one micro batch through the engine."""
@@ -271,15 +302,25 @@ class DeepSpeedState:
         # Without ZeRO the engine (0.19) divides the gradients by the loss scale and never multiplies the loss by it.
         self.engine.backward(loss * self._scale if self.config.zero_stage == 0 and self._scale != 1 else loss)
 
-    def update(self, loss: Tensor) -> Update:
-        """Let the engine clip, step the optimizer, then the scheduler."""
+    def is_finite(self, loss: Tensor) -> bool:
+        """Whether loss and gradients are finite; of divided or half-precision ones the engine finds out later."""
+        finite = torch.isfinite(loss)
+        return bool(finite & torch.isfinite(self._norm())) if self._plain else bool(finite)
+
+    def _norm(self) -> Tensor:
+        return global_norm({name: p.grad for name, p in trained(self.module).items() if p.grad is not None})
+
+    def update(self, loss: Tensor, wanted: bool = True) -> Update:
+        """Let the engine clip, step the optimizer, then the scheduler; not so where `wanted` is False."""
         rate, scale = float(self._optimizer.param_groups[0]["lr"]), self._scale
         self._at_boundary = True
         if not self._plain:
+            if not wanted:
+                self.engine.zero_grad()
+                return Update(math.inf, rate, False)
             return self._update_by_engine(bool(torch.isfinite(loss)), rate, scale)
-        grads = {name: p.grad for name, p in self.module.named_parameters() if p.grad is not None}
-        norm = global_norm(grads)
-        finite = bool(torch.isfinite(loss) & torch.isfinite(norm))
+        norm = self._norm()
+        finite = wanted and bool(torch.isfinite(loss) & torch.isfinite(norm))
         if finite:
             self._step()
         else:
@@ -318,7 +359,8 @@ class DeepSpeedState:
         from torch_impl.sharding import MASTER, full_arrays
 
         found = full_arrays(self.engine, [MASTER, *self._kinds.values()])
-        weights = found[MASTER]
+        names = trained(self.module)
+        weights = {name: array for name, array in found[MASTER].items() if name in names}
         groups = {}
         for group in ("exp_avg", "exp_avg_sq"):
             kept = found[self._kinds[group]] if group in self._kinds else {}

@@ -6,6 +6,8 @@ float64 oracle they are compared with.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -14,7 +16,31 @@ from torch import Tensor
 
 from parivox.features import NORMALIZE_EPS, SAMPLE_RATE, MelSpec, StftSpec, hann_window, mel_filter_bank
 
-__all__ = ["frame", "istft", "magnitude_phase", "mel_spectrogram", "overlap_add", "peak_normalize", "stft"]
+__all__ = [
+    "MelTables",
+    "frame",
+    "istft",
+    "magnitude_phase",
+    "mel_spectrogram",
+    "overlap_add",
+    "peak_normalize",
+    "spectra",
+    "stft",
+]
+
+
+class MelTables(NamedTuple):
+    """Tables of a mel spectrogram as a checkpoint stores them, instead of the computed ones.
+
+    Attributes:
+        window: of the STFT.
+        bank: filters (f, m).
+        magnitude_min: floor below the logarithm.
+    """
+
+    window: Float[Tensor, " size"]
+    bank: Float[Tensor, "f m"]
+    magnitude_min: Float[Tensor, ""]
 
 
 def frame(x: Float[Tensor, "b t"], size: int, hop: int) -> Float[Tensor, "b n size"]:
@@ -33,8 +59,10 @@ def overlap_add(frames: Float[Tensor, "b n size"], hop: int) -> Float[Tensor, "b
     return total.reshape(b, -1)[:, : (count - 1) * hop + size]
 
 
-def stft(x: Float[Tensor, "b t"], spec: StftSpec) -> Complex[Tensor, "b f n"]:
-    """Centred STFT with a periodic Hann window: f = n_fft // 2 + 1 bins, n = 1 + t // hop frames.
+def stft(
+    x: Float[Tensor, "b t"], spec: StftSpec, window: Float[Tensor, " size"] | None = None
+) -> Complex[Tensor, "b f n"]:
+    """Centred STFT with a periodic Hann window or another: f = n_fft // 2 + 1 bins, n = 1 + t // hop frames.
 
     Raises:
         ValueError: reflect padding needs more than n_fft // 2 samples.
@@ -43,7 +71,8 @@ def stft(x: Float[Tensor, "b t"], spec: StftSpec) -> Complex[Tensor, "b f n"]:
     if spec.pad_mode == "reflect" and x.shape[-1] <= half:
         raise ValueError(f"reflect padding needs more than {half} samples, got {x.shape[-1]}")
     padded = F.pad(x, (half, half), mode=spec.pad_mode)
-    return _transform(frame(padded, spec.n_fft, spec.hop)).transpose(1, 2)
+    table = hann_window(spec.n_fft) if window is None else window
+    return spectra(frame(padded, spec.n_fft, spec.hop), table).transpose(1, 2)
 
 
 def istft(z: Complex[Tensor, "b f n"], spec: StftSpec) -> Float[Tensor, "b t"]:
@@ -66,14 +95,19 @@ def magnitude_phase(
     return magnitude, (z.real / divisor).masked_fill(empty, 1), (z.imag / divisor).masked_fill(empty, 0)
 
 
-def mel_spectrogram(x: Float[Tensor, "b t"], spec: MelSpec = MelSpec()) -> Float[Tensor, "b m n"]:  # noqa: B008 (frozen)
+def mel_spectrogram(
+    x: Float[Tensor, "b t"],
+    spec: MelSpec = MelSpec(),  # noqa: B008 (frozen)
+    tables: MelTables | None = None,
+) -> Float[Tensor, "b m n"]:
     """Normalised log-mel spectrogram, all n = 1 + t // hop frames (the models drop the last)."""
     # One fused operation with one rounding, as XLA makes of it: low frequencies all but cancel here.
     x = torch.sub(x, F.pad(x, (1, 0))[:, :-1], alpha=spec.preemphasis)
-    magnitude = stft(x, spec.stft).abs()
-    bank = _constant(mel_filter_bank(SAMPLE_RATE, spec.stft.n_fft, spec.num_mels), x)
-    mel = torch.einsum("bfn,fm->bmn", magnitude, bank)
-    decibel = 20 * torch.log10(mel.clamp(min=spec.magnitude_min))
+    magnitude = stft(x, spec.stft, tables.window if tables else None).abs()
+    bank = tables.bank if tables else mel_filter_bank(SAMPLE_RATE, spec.stft.n_fft, spec.num_mels)
+    floor = tables.magnitude_min if tables else spec.magnitude_min
+    mel = torch.einsum("bfn,fm->bmn", magnitude, _constant(bank, x))
+    decibel = 20 * torch.log10(mel.clamp(min=floor))
     return (decibel - spec.min_db) / (spec.headroom_db - spec.min_db)
 
 
@@ -82,7 +116,9 @@ def peak_normalize(x: Float[Tensor, "*b t"]) -> Float[Tensor, "*b t"]:
     return x / (x.abs().amax(dim=-1, keepdim=True) + NORMALIZE_EPS)
 
 
-def _transform(frames: Float[Tensor, "b n size"]) -> Complex[Tensor, "b n f"]:
+def spectra(
+    frames: Float[Tensor, "b n size"], window: Float[np.ndarray, " size"] | Float[Tensor, " size"]
+) -> Complex[Tensor, "b n f"]:
     """Window and transform. On a CPU float32 frames are transformed in double precision and rounded once.
 
     A float32 transform leaves 1e-7 of the frame's peak in every bin. Bins far below the peak, such as all those
@@ -90,10 +126,12 @@ def _transform(frames: Float[Tensor, "b n size"]) -> Complex[Tensor, "b n f"]:
     network hears it. Accelerators keep float32: their double precision is slow or missing.
     """
     wide = frames.double() if frames.device.type == "cpu" else frames
-    spectrum = torch.fft.rfft(wide * _constant(hann_window(frames.shape[-1]), wide))
+    spectrum = torch.fft.rfft(wide * _constant(window, wide))
     return spectrum.to(torch.complex64) if frames.dtype == torch.float32 else spectrum
 
 
-def _constant(table: np.ndarray, like: Tensor) -> Tensor:
+def _constant(table: np.ndarray | Tensor, like: Tensor) -> Tensor:
+    if isinstance(table, Tensor):
+        return table.to(like)
     # np.array copies: the tables are cached read-only, and torch warns of a tensor over such memory.
     return torch.from_numpy(np.array(table)).to(like)

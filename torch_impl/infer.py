@@ -8,15 +8,20 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from parivox.backend import Precision
+from parivox.backend import Precision, Solver
+from parivox.hparams import EnhancerHParams
+from torch_impl.model.weight_norm import fold
+from torch_impl.objective import bind
 from torch_impl.precision import arithmetic
-from torch_impl.train_step import bind
-from torch_impl.weights import from_arrays
+from torch_impl.weights import abstract_enhancer, bind_enhancer, enhancer_from_arrays, from_arrays
 
-__all__ = ["DenoiserModel", "load_denoiser"]
+__all__ = ["DenoiserModel", "EnhancerModel", "load_denoiser", "load_enhancer"]
 
 DenoiserModel = Callable[[Float[np.ndarray, "b t"]], Float[np.ndarray, "b t"]]
 """(b, t) at 44,100 Hz on the host -> denoised (b, t) on the host."""
+
+EnhancerModel = Callable[..., np.ndarray]
+"""(x, prior, noise, tau, blend, method, nfe) on the host -> enhanced (b, u) on the host; see `Backend.enhance`."""
 
 
 def load_denoiser(
@@ -40,3 +45,48 @@ def load_denoiser(
             return module(torch.tensor(x, dtype=kind, device=device)).cpu().numpy()
 
     return forward
+
+
+def load_enhancer(
+    arrays: Mapping[str, np.ndarray],
+    hp: EnhancerHParams,
+    dtype: str = "float32",
+    precision: Precision = "highest",
+    device: torch.device | str = "cpu",
+) -> EnhancerModel:
+    """An enhancer from named arrays, its weight norm folded.
+
+    Args:
+        arrays: parameters and statistics; buffers of a published checkpoint are used where they are there.
+        hp: hyperparameters, which give the sizes and the scale of the latent.
+        dtype: of all arithmetic.
+        precision: of convolutions and matrix products.
+        device: where it computes.
+
+    Raises:
+        CheckpointError: listing tensors that are missing, extra or misshapen.
+    """
+    kind: torch.dtype = getattr(torch, dtype)
+    params, buffers = enhancer_from_arrays(arrays, hp, kind, device=device)
+    module = bind_enhancer(abstract_enhancer(hp, folded=True)[0], fold(params), buffers).eval()
+
+    @torch.inference_mode()
+    def enhance(
+        x: Float[np.ndarray, "b t"],
+        prior: Float[np.ndarray, "b l n"],
+        noise: Float[np.ndarray, "b z n+10"],
+        tau: Float[np.ndarray, " b"],
+        blend: Float[np.ndarray, " b"] | None,
+        method: Solver,
+        nfe: int,
+    ) -> Float[np.ndarray, "b u"]:
+        given = {"x": x, "prior": prior, "noise": noise, "tau": tau, "blend": blend}
+        inputs = {
+            name: torch.tensor(array, dtype=kind, device=device)
+            for name, array in given.items()
+            if array is not None
+        }
+        with arithmetic(precision, torch.device(device).type):
+            return module(**inputs, method=method, nfe=nfe).cpu().numpy()
+
+    return enhance

@@ -7,6 +7,8 @@ needs no transposition.
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -76,11 +78,11 @@ class GroupNorm(nnx.Module):
         self.weight = nnx.Param(jnp.zeros((channels,)))
         self.bias = nnx.Param(jnp.zeros((channels,)))
 
-    def __call__(self, x: Float[Array, "b f n c"]) -> Float[Array, "b f n c"]:
-        """Normalise over frequency, frames and the channels of a group."""
-        grouped = _wide(x).reshape(*x.shape[:3], self.groups, -1)
-        axes, shape = (1, 2, 4), grouped.shape
-        count = shape[1] * shape[2] * shape[4]
+    def __call__(self, x: Float[Array, "b *n c"]) -> Float[Array, "b *n c"]:
+        """Normalise over frequency, frames and the channels of a group; also without an axis of frequency."""
+        grouped = _wide(x).reshape(*x.shape[:-1], self.groups, -1)
+        axes, shape = (*range(1, x.ndim - 1), x.ndim), grouped.shape
+        count = math.prod(shape[axis] for axis in axes)
         centred = grouped - spread(total(grouped, axes) / count, shape)
         variance = total(centred**2, axes) / count
         y = (centred * spread(jax.lax.rsqrt(variance + self.eps), shape)).reshape(x.shape)
@@ -91,7 +93,7 @@ class GroupNorm(nnx.Module):
 class GELU(nnx.Module):
     """x * Phi(x) with the exact error function; `jax.nn.gelu` takes the tanh approximation unless told."""
 
-    def __call__(self, x: Float[Array, "b f n c"]) -> Float[Array, "b f n c"]:
+    def __call__(self, x: Float[Array, "b *n c"]) -> Float[Array, "b *n c"]:
         """Apply the activation."""
         return jax.nn.gelu(_wide(x), approximate=False).astype(x.dtype)
 

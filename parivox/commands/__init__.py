@@ -5,9 +5,19 @@ Importing them is cheap, so that `parivox --help` answers at once; what computes
 
 from __future__ import annotations
 
+from parivox.commands.convert import ConvertCommand
 from parivox.commands.enhance import EnhanceCommand
 from parivox.commands.others import DemoCommand, DoctorCommand
 from parivox.commands.parity import ParityCommand
-from parivox.commands.train import TrainDenoiserCommand
+from parivox.commands.train import TrainDenoiserCommand, TrainStage1Command, TrainStage2Command
 
-__all__ = ["DemoCommand", "DoctorCommand", "EnhanceCommand", "ParityCommand", "TrainDenoiserCommand"]
+__all__ = [
+    "ConvertCommand",
+    "DemoCommand",
+    "DoctorCommand",
+    "EnhanceCommand",
+    "ParityCommand",
+    "TrainDenoiserCommand",
+    "TrainStage1Command",
+    "TrainStage2Command",
+]

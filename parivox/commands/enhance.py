@@ -11,25 +11,40 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from parivox.commands.options import NO_HINT, BackendOption, DeviceOption, PrecisionOption
+from parivox.commands.options import (
+    NO_HINT,
+    BackendOption,
+    CountOption,
+    DeviceOption,
+    PrecisionOption,
+    ShareOption,
+    SolverOption,
+)
 from parivox.errors import ConfigError
 
 if TYPE_CHECKING:
     from parivox.enhance import Summary
+    from parivox.sampling import Sampling
 
 
 @dataclass(frozen=True)
 class EnhanceCommand:
     """Clean a recording, or every recording below a folder, with a trained model.
 
-    Channels, length, sample rate and coding are kept. A file that cannot be cleaned is named on a line of its
-    own and does not stop the others; the exit status is 0 when all were cleaned.
+    An enhancer makes speech anew, full-band and without noise; a denoiser, or an enhancer with --denoise-only, takes
+    noise away. Channels, length, sample rate and coding are kept. A file that cannot be cleaned is named on a line of
+    its own and does not stop the others; the exit status is 0 when all were cleaned.
 
     Attributes:
         source: File or folder: wav, flac, ogg or mp3, mono or stereo, any sample rate.
         target: Output file or folder.
-        model: The model: a run folder, or one of its checkpoints.
-        denoise_only: Remove noise only. This version needs it.
+        model: A run folder, one of its checkpoints, a published folder, or one safetensors file.
+        denoise_only: Remove noise only, with a denoiser or that of an enhancer.
+        nfe: Evaluations of the enhancer's flow, 1 to 128; by default the run's. More take longer.
+        solver: Solver of the flow; by default the run's.
+        lambd: How much the enhancer listens to the denoised sound, 0 to 1 (1 by default); 0 skips its denoiser.
+        tau: Share of noise in what the flow begins with, 0 to 1 (0.5 by default).
+        seed: Of the enhancer's noise (0 by default); the same seed gives the same sound.
         backend: What computes; by default what is installed, JAX first, or PARIVOX_BACKEND.
         device: Where it computes.
         precision: Arithmetic of convolutions and matrix products; highest is true float32.
@@ -43,6 +58,11 @@ class EnhanceCommand:
     target: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")]
     model: Annotated[Path, tyro.conf.arg(name="run", metavar="RUN")]
     denoise_only: Annotated[bool, tyro.conf.FlagCreatePairsOff, NO_HINT] = False
+    nfe: CountOption = None
+    solver: SolverOption = None
+    lambd: ShareOption = None
+    tau: ShareOption = None
+    seed: CountOption = None
     backend: BackendOption = None
     device: DeviceOption = "auto"
     precision: PrecisionOption = "highest"
@@ -53,20 +73,24 @@ class EnhanceCommand:
 
     def run(self) -> int:
         """Clean; returns the exit status."""
-        if not self.denoise_only:
-            raise ConfigError("the enhancer is not part of this version; use --denoise-only")
         from parivox.backend import get_backend
         from parivox.enhance import enhance_path
+        from parivox.hparams import EnhancerHParams
+        from parivox.loading import load_for_cleaning
         from parivox.progress import EnhanceProgress
-        from parivox.run import load_run_weights
+        from parivox.sampling import Sampler
 
-        tell = _Lines()
-        weights, hp, meta = load_run_weights(self.model, tell)
+        tell, sampling = _Lines(), self._sampling()
+        loaded = load_for_cleaning(self.model, self.denoise_only, tell)
         backend = get_backend(self.backend, device=self.device, precision=self.precision)
-        model = partial(backend.denoise, backend.load_denoiser(hp, weights))
+        if isinstance(loaded.hp, EnhancerHParams):
+            call = partial(backend.enhance, backend.load_enhancer(loaded.hp, loaded.weights))
+            model = Sampler(call, loaded.hp, sampling)
+        else:
+            model = partial(backend.denoise, backend.load_denoiser(loaded.hp, loaded.weights))
         about = backend.describe()
         where = f"{about['backend']} on {about['device']}"
-        print(f"cleaning with {self.model} (step {meta.step}), {where}", flush=True)
+        print(f"cleaning with {self.model} ({loaded.about}), {where}", flush=True)
         begun = time.monotonic()
         with EnhanceProgress() as progress:
             summary = enhance_path(
@@ -83,6 +107,16 @@ class EnhanceCommand:
         took = time.monotonic() - begun
         print(_summary_line(summary, self.target, progress.audio_seconds, took), flush=True)
         return 1 if summary.failed else 0
+
+    def _sampling(self) -> Sampling:
+        """The enhancer's options."""
+        from parivox.sampling import Sampling
+
+        options = {name: getattr(self, name) for name in ("nfe", "solver", "lambd", "tau", "seed")}
+        given = {name: value for name, value in options.items() if value is not None}
+        if self.denoise_only and given:
+            raise ConfigError(f"--{next(iter(given))} is of the enhancer; leave out that or --denoise-only")
+        return Sampling(**given)
 
 
 class _Lines:

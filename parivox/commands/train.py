@@ -1,4 +1,4 @@
-"""`parivox train denoiser`: begin a run or go on with it."""
+"""`parivox train`: begin a run of the denoiser or of a stage of the enhancer, or go on with it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import signal
 import typing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import tyro
 
@@ -21,24 +21,26 @@ from parivox.commands.options import (
     PrecisionOption,
 )
 from parivox.errors import ConfigError
-from parivox.hparams import DenoiserHParams, check_same_run
-from parivox.presets import PRESETS, describe_preset, preset
+from parivox.hparams import HParams, check_same_run
+from parivox.presets import PRESETS, default_hparams, describe_preset, preset
+from parivox.stages import Stage, hparams_class, stage_of
 
 if TYPE_CHECKING:
     from parivox.train import TrainOptions
 
-_PRESETS = [name for name in PRESETS if isinstance(preset(name), DenoiserHParams)]
 
-PresetOption = Annotated[
-    str | None,
-    tyro.conf.arg(
-        metavar="NAME",
-        help_behavior_hint="",
-        help="Hyperparameters of a new run: "
-        + "; ".join(f"{name} ({describe_preset(name)})" for name in _PRESETS)
-        + ".",
-    ),
-]
+def presets_of(stage: Stage) -> list[str]:
+    """Names of the presets of a stage."""
+    return [name for name in PRESETS if stage_of(preset(name)) == stage]
+
+
+def _preset_option(stage: Stage) -> Any:
+    listing = "; ".join(f"{name} ({describe_preset(name)})" for name in presets_of(stage))
+    about = tyro.conf.arg(
+        metavar="NAME", help_behavior_hint="", help=f"Hyperparameters of a new run: {listing}."
+    )
+    return Annotated[str | None, about]
+
 
 MEANINGS: dict[str, str] = {
     "fg_dir": "Folder of speech, at least 11 files.",
@@ -63,13 +65,39 @@ MEANINGS: dict[str, str] = {
     "max_steps": "Steps of the whole schedule.",
     "gradient_clipping": "Largest norm of the gradient.",
     "distort_prob": "Share of items that learn the distorted speech.",
-    "unet_hidden_dim": "Width of the network.",
+    "unet_hidden_dim": "Width of the denoiser.",
+    "cfm_solver_method": "Solver of the flow.",
+    "cfm_solver_nfe": "Evaluations of the flow's velocity for a sample.",
+    "cfm_time_mapping_divisor": "The flow's time map reaches a half at one over this.",
+    "univnet_nc": "Width of the vocoder.",
+    "lcfm_latent_dim": "Width of the latent.",
+    "lcfm_z_scale": "Factor on the latent in the flow; the end of the first stage suggests one.",
+    "vocoder_extra_dim": "Channels that the decoder gives the vocoder beside the mel bands.",
+    "gan_training_start_step": "Update at which the discriminator joins; None for never.",
+    "enhancer_stage1_run_dir": "Run of the first stage that the second one begins with.",
+    "denoiser_run_dir": "Run of the denoiser that the enhancer begins with.",
+    "force_gaussian_prior": "Let the flow begin with noise alone.",
+    "irmae_hidden_dim": "Width of the auto-encoder.",
+    "wn_hidden_dim": "Width of the flow's network.",
+    "wn_layers": "Its layers.",
 }
 """Hyperparameter -> what its option says in the help."""
 
 
+NOTHING = "None"
+"""What an option is given to say that there is none, where that is a value."""
+
+
+ABOUT: dict[Stage, str] = {
+    "denoiser": "Train the denoiser.",
+    "enhancer-stage1": "Train the enhancer's auto-encoder and vocoder on clean speech.",
+    "enhancer-stage2": "Train the enhancer's flow, and its denoiser, on distorted speech after the first stage.",
+}
+"""The first line of each stage's help."""
+
+
 @dataclass(frozen=True)
-class _TrainDenoiser:
+class _Train:
     """Begin a run, or go on with it where its newest checkpoint stands.
 
     A run begun on one backend continues on the other. Ctrl-C ends a run after the step at hand and keeps it.
@@ -101,13 +129,15 @@ class _TrainDenoiser:
         distributed: JAX in several processes: take these three from the cluster, such as SLURM.
     """
 
+    STAGE: ClassVar[Stage]
+
     run_dir: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     backend: BackendOption = None
     device: DeviceOption = "auto"
     precision: PrecisionOption = "highest"
     dtype: DtypeOption = "float32"
     config: FileOption = None
-    preset: PresetOption = None
+    preset: str | None = None
     seed: CountOption = None
     init: Literal["identity", "published"] = "identity"
     stop_at: CountOption = None
@@ -143,38 +173,42 @@ class _TrainDenoiser:
             if world.is_main:
                 print(self._plan(hp, world.size), flush=True)
             return 0
-        from parivox.train import train_denoiser
+        from parivox.train import train
 
         backend = get_backend(
             name, device=self.device, precision=self.precision, dtype=self.dtype, world=world
         )
-        summary = train_denoiser(self.run_dir, backend, hp, options)
+        summary = train(self.run_dir, backend, hp, options, self.STAGE)
         if summary["stopped_by"]:
             return 128 + signal.Signals[summary["stopped_by"]].value
         if backend.world.is_main:
-            print(f"done; the model is in {self.run_dir}. Clean a file with it: {self._next()}", flush=True)
+            print(f"done; the model is in {self.run_dir}. {self._next()}", flush=True)
         return 0
 
-    def hparams(self) -> DenoiserHParams | None:
+    def hparams(self) -> HParams | None:
         """What was asked for; None where nothing was and the run has its own.
 
         Raises:
             ConfigError: both a preset and a file are given, an unknown preset, or a value makes no sense.
         """
-        given = {name: getattr(self, name) for name in MEANINGS if getattr(self, name) is not None}
+        asked = {name: value for name in MEANINGS if (value := getattr(self, name, None)) is not None}
+        given = {name: None if value == NOTHING else value for name, value in asked.items()}
+        kind = hparams_class(self.STAGE)
         own = self.run_dir / "hparams.yaml"
         if self.config is not None and self.preset is not None:
             raise ConfigError("--config and --preset are both given; leave one of them out")
         if self.config is not None:
-            base = DenoiserHParams.load(self.config)
+            base = kind.load(self.config)
+            if stage_of(base) != self.STAGE:
+                raise ConfigError(f"{self.config}: is of {stage_of(base)}, not of {self.STAGE}")
         elif self.preset is not None:
-            base = denoiser_preset(self.preset)
+            base = stage_preset(self.preset, self.STAGE)
         elif own.exists():
             if not given:
                 return None
-            base = DenoiserHParams.load(own)
+            base = kind.load(own)
         else:
-            base = DenoiserHParams()
+            base = default_hparams(self.STAGE)
         return base.replace(**given)
 
     def _options(self) -> TrainOptions:
@@ -183,7 +217,7 @@ class _TrainDenoiser:
         names = (field.name for field in dataclasses.fields(TrainOptions))
         return TrainOptions(**{name: getattr(self, name) for name in names})
 
-    def _plan(self, hp: DenoiserHParams | None, processes: int) -> str:
+    def _plan(self, hp: HParams | None, processes: int) -> str:
         """What a dry run prints; each process counts as one device, for nothing is started that could count them."""
         from parivox import deepspeed_config
         from parivox.dry_run import describe
@@ -191,30 +225,37 @@ class _TrainDenoiser:
 
         path, kept = self.deepspeed_config, self.run_dir / "hparams.yaml"
         if kept.exists():
-            own = DenoiserHParams.load(kept)
+            own = hparams_class(self.STAGE).load(kept)
             if hp is not None:
                 check_same_run(own, hp, self.run_dir)
             hp = own
             begun = own_config(self.run_dir, None, path, restore=False)
             path = None if begun is None else self.run_dir / CONFIG_FILE
-        hp = hp or DenoiserHParams()
+        hp = hp or default_hparams(self.STAGE)
         config = config_of(hp, path, processes)
         given = hp.deepspeed_config if path is None else read_config(path)
         return describe(hp, config, deepspeed_config.remarks(given, hparams=hp))
 
     def _next(self) -> str:
-        return f"parivox enhance IN OUT --denoise-only --run {self.run_dir}"
+        return {
+            "denoiser": f"Clean a file with it: parivox enhance IN OUT --denoise-only --run {self.run_dir}",
+            "enhancer-stage1": "Go on with the second stage: parivox train enhancer-stage2 RUN"
+            f" --enhancer-stage1-run-dir {self.run_dir}",
+            "enhancer-stage2": f"Enhance a file with it: parivox enhance IN OUT --run {self.run_dir}",
+        }[self.STAGE]
 
 
-def denoiser_preset(name: str) -> DenoiserHParams:
-    """A preset of a denoiser.
+def stage_preset(name: str, stage: Stage) -> HParams:
+    """A preset of a stage.
 
     Raises:
-        ConfigError: no such preset, or one of another model.
+        ConfigError: no such preset, or one of another stage.
     """
     found = preset(name)
-    if not isinstance(found, DenoiserHParams):
-        raise ConfigError(f"preset '{name}' is not of a denoiser; use one of {', '.join(_PRESETS)}")
+    if stage_of(found) != stage:
+        raise ConfigError(
+            f"preset '{name}' trains {stage_of(found)}, not {stage}; use one of {', '.join(presets_of(stage))}"
+        )
     return found
 
 
@@ -223,17 +264,31 @@ def _option(field: dataclasses.Field[Any], kind: Any) -> tuple[str, Any, Any]:
     default = field.default
     shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
     about = tyro.conf.arg(help=MEANINGS[field.name], help_behavior_hint=f"(default without preset: {shown})")
+    if type(None) in typing.get_args(kind):
+        kind = Literal["None"] | kind  # first, so that the word is told from an option that is not given
     return field.name, Annotated[kind | None, about], dataclasses.field(default=None)
 
 
-def _with_hyperparameters(base: type) -> type:
-    kinds = typing.get_type_hints(DenoiserHParams)
-    options = [_option(field, kinds[field.name]) for field in dataclasses.fields(DenoiserHParams)]
-    made = dataclasses.make_dataclass("TrainDenoiserCommand", options, bases=(base,), frozen=True)
-    made.__doc__ = base.__doc__
+def _command(name: str, stage: Stage) -> type:
+    """The options above, and one for each hyperparameter of the stage's model."""
+    hparams = hparams_class(stage)
+    kinds = typing.get_type_hints(hparams)
+    options: list[Any] = [
+        _option(field, kinds[field.name]) for field in dataclasses.fields(hparams) if field.name in MEANINGS
+    ]
+    options.append(("preset", _preset_option(stage), dataclasses.field(default=None)))
+    made = dataclasses.make_dataclass(name, options, bases=(_Train,), frozen=True)
+    made.__doc__ = f"{ABOUT[stage]}\n\n{_Train.__doc__}"
     made.__module__ = __name__
+    made.STAGE = stage
     return made
 
 
-TrainDenoiserCommand = _with_hyperparameters(_TrainDenoiser)
-"""The options above, and one for each hyperparameter."""
+TrainDenoiserCommand = _command("TrainDenoiserCommand", "denoiser")
+"""`parivox train denoiser`."""
+
+TrainStage1Command = _command("TrainStage1Command", "enhancer-stage1")
+"""`parivox train enhancer-stage1`."""
+
+TrainStage2Command = _command("TrainStage2Command", "enhancer-stage2")
+"""`parivox train enhancer-stage2`."""

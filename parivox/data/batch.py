@@ -21,7 +21,7 @@ class TrainBatch:
     """What the training loop takes.
 
     Attributes:
-        arrays: `noisy` and `target`, each (b, t) float32 at 44,100 Hz.
+        arrays: float32, as `parivox.backend.Batch` has them; sound is (b, t) at 44,100 Hz.
         records: the speech file of each row, for messages.
         skipped: (path, reason) of files that did not decode while making this batch.
         position: records consumed from the stream once this batch is used; a checkpoint stores it.

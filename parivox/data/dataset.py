@@ -11,10 +11,11 @@ from jaxtyping import Float
 from parivox.audio import peak_normalize
 from parivox.data.crop import Skips, random_crop
 from parivox.data.distort import Distorter
+from parivox.data.draws import flow_draws, item_samples, vocoder_noise
 from parivox.data.index import ClipPool, DataFiles
 from parivox.data.mix import mix
 from parivox.data.praat import change_gender
-from parivox.hparams import DenoiserHParams, HParams
+from parivox.hparams import DenoiserHParams, EnhancerHParams, HParams
 
 SILENCE_PROB = 0.01
 """Share of training items whose speech is silence."""
@@ -46,8 +47,9 @@ class ItemMaker:
     """Makes records; a pure function of the files, the path and the generator.
 
     Attributes:
-        hp: what to make. A `DenoiserHParams` learns the distorted or clean speech it is mixed from, others
-            (the enhancer) always the clean one; with `load_fg_only` both arrays are the clean speech.
+        hp: what to make. The denoiser learns the distorted or clean speech that its mixture is made of; with
+            `load_fg_only` both arrays are the clean speech. The enhancer's first stage reads clean speech alone,
+            whatever `load_fg_only` says; its second mixes distorted speech and learns the clean and the distorted one.
         files: the run's files.
         validation: crops from held-out clips, one fixed room and reverb, no silence, no Praat.
     """
@@ -67,12 +69,31 @@ class ItemMaker:
         arrays = {"noisy": clean, "target": clean}
         if self.files.bg is not None and self.files.rir is not None:
             arrays = self._mixture(clean, self.files.bg, self.files.rir, rng, skips)
+        if isinstance(self.hp, EnhancerHParams):
+            # Last, so that the sound is drawn as for any other model.
+            arrays = self._with_draws(self.hp, arrays, rng)
         return Record(arrays, str(source), tuple(skips.items()))
 
     @property
     def frames(self) -> int:
-        """Samples of an item."""
+        """Samples of an item.
+
+        Raises:
+            ConfigError: too few for the enhancer.
+        """
+        if isinstance(self.hp, EnhancerHParams):
+            return item_samples(self.hp)
         return round(self.hp.training_seconds * self.hp.wav_rate)
+
+    def _with_draws(
+        self, hp: EnhancerHParams, arrays: dict[str, np.ndarray], rng: np.random.Generator
+    ) -> dict[str, np.ndarray]:
+        frames = self.frames // hp.hop_size
+        sounds = {name: sound.astype(np.float32, copy=False) for name, sound in arrays.items()}
+        noise = {"vocoder_noise": vocoder_noise(frames, rng)}
+        if hp.lcfm_training_mode == "ae":
+            return {"target": sounds["target"], **noise}
+        return {"distorted": sounds["noisy"], **sounds, **noise, **flow_draws(hp, frames, rng)}
 
     def _speech(
         self, path: Path, rng: np.random.Generator, skips: Skips
@@ -101,4 +122,6 @@ class ItemMaker:
         noise, _ = random_crop(bg, None, self.frames, self.hp.wav_rate, rng, skips)
         noise = distort(noise, rng, skips)
         noisy = mix(speech, noise, rng.uniform(*self.hp.mix_alpha_range))
-        return {"noisy": noisy, "target": speech if denoiser else clean}
+        if denoiser:
+            return {"noisy": noisy, "target": speech}
+        return {"noisy": noisy, "target": clean, "distorted": speech}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from parivox.audio import find_audio
 from parivox.errors import DataError
-from parivox.hparams import HParams
+from parivox.hparams import EnhancerHParams, HParams
 
 HELD_OUT = 10
 """Speech files kept for validation."""
@@ -57,7 +57,7 @@ def index_files(hp: HParams) -> DataFiles:
         DataError: a folder is missing or holds no file, or there are fewer than 11 speech files.
     """
     train, held_out = split_held_out(_listing("fg_dir", hp.fg_dir), hp.fg_dir)
-    if hp.load_fg_only:
+    if hp.load_fg_only or (isinstance(hp, EnhancerHParams) and hp.lcfm_training_mode == "ae"):
         return DataFiles(ClipPool("fg_dir", train), ClipPool("fg_dir", held_out), None, None)
     bg = ClipPool("bg_dir", _listing("bg_dir", hp.bg_dir))
     rir = ClipPool("rir_dir", _listing("rir_dir", hp.rir_dir))

@@ -1,0 +1,114 @@
+"""Location-variable convolution in PyTorch; the twin of `jax_impl.model.lvc`.
+
+Z. Zeng et al., "LVCNet", 2021: every frame of the condition brings the kernels for its own samples. Kernels are
+made for one layer at a time: those of a second of sound take 23 MB in the published size.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from parivox.enhancer_tables import LVC_DILATIONS, LVC_TAPS, PREDICTOR_PAIRS, PREDICTOR_WIDTH
+from torch_impl.model.alias_free import AMPBlock
+from torch_impl.model.conv import Conv1d, ConvTranspose1d, Identity, LeakyReLU, convolve
+
+__all__ = ["KernelPredictor", "LVCBlock", "LayerPredictor", "location_variable", "predict"]
+
+
+class LayerPredictor(NamedTuple):
+    """Weights (out, in, 3) and biases of the convolutions that predict one layer's kernels and biases."""
+
+    kernel_weight: Float[Tensor, "o d k"]
+    kernel_bias: Float[Tensor, " o"]
+    bias_weight: Float[Tensor, "p d k"]
+    bias_bias: Float[Tensor, " p"]
+
+
+class KernelPredictor(nn.Module):
+    """The condition of all frames, and from it what predicts each layer's kernels."""
+
+    def __init__(self, condition: int, channels: int):
+        super().__init__()
+        self.channels, layers, inner = channels, len(LVC_DILATIONS), PREDICTOR_WIDTH
+        outputs = layers * channels * 2 * channels * LVC_TAPS
+        self.input_conv = nn.Sequential(Conv1d(condition, inner, 5, normed=True), LeakyReLU())
+        self.residual_convs = nn.ModuleList(
+            nn.Sequential(
+                Identity(),
+                Conv1d(inner, inner, 3, normed=True),
+                LeakyReLU(),
+                Conv1d(inner, inner, 3, normed=True),
+                LeakyReLU(),
+            )
+            for _ in range(PREDICTOR_PAIRS)
+        )
+        self.kernel_conv = Conv1d(inner, outputs, 3, normed=True)
+        self.bias_conv = Conv1d(inner, layers * 2 * channels, 3, normed=True)
+
+    def forward(self, condition: Float[Tensor, "b w n"]) -> Float[Tensor, "b d n"]:
+        """What the kernels of a frame are predicted from, together with that of the frames beside it."""
+        hidden = self.input_conv(condition)
+        for pair in self.residual_convs:
+            hidden = hidden + pair(hidden)
+        return hidden
+
+    def layers(self) -> list[LayerPredictor]:
+        """The predictors of the layers in turn."""
+        parts = [part for conv in (self.kernel_conv, self.bias_conv) for part in (conv.kernel(), conv.bias)]
+        split = [part.unflatten(0, (len(LVC_DILATIONS), -1)).unbind(0) for part in parts]
+        return [LayerPredictor(*part) for part in zip(*split, strict=True)]
+
+
+def predict(
+    hidden: Float[Tensor, "b d padded"], layer: LayerPredictor
+) -> tuple[Float[Tensor, "b i o k n"], Float[Tensor, "b o n"]]:
+    """Kernels and biases of one layer for n frames, from these and one frame on each side."""
+    biases = convolve(hidden, layer.bias_weight, layer.bias_bias)
+    kernels = convolve(hidden, layer.kernel_weight, layer.kernel_bias)
+    return kernels.unflatten(1, (-1, biases.shape[1], LVC_TAPS)), biases
+
+
+def location_variable(
+    x: Float[Tensor, "b i padded"], kernels: Float[Tensor, "b i o k n"], biases: Float[Tensor, "b o n"]
+) -> Float[Tensor, "b o t"]:
+    """Convolve each frame's t / n samples with its own kernel, from these samples and one on each side of all."""
+    length, frames = x.shape[-1] - 2, kernels.shape[-1]
+    parts = [
+        torch.einsum(
+            "bint,bion->bont", x[..., k : k + length].unflatten(-1, (frames, -1)), kernels[:, :, :, k]
+        )
+        for k in range(LVC_TAPS)
+    ]
+    return (sum(parts[1:], parts[0]) + biases[..., None]).flatten(-2)
+
+
+class LVCBlock(nn.Module):
+    """Up-sampling, an AMP block, and four gated location-variable convolutions."""
+
+    def __init__(self, condition: int, channels: int, stride: int):
+        super().__init__()
+        self.kernel_predictor = KernelPredictor(condition, channels)
+        self.convt_pre = nn.Sequential(LeakyReLU(), ConvTranspose1d(channels, channels, stride))
+        self.amp_block = AMPBlock(channels)
+        self.conv_blocks = nn.ModuleList(
+            nn.Sequential(LeakyReLU(), Conv1d(channels, channels, 3, dilation, normed=True), LeakyReLU())
+            for dilation in LVC_DILATIONS
+        )
+
+    def forward(self, x: Float[Tensor, "b c t"], condition: Float[Tensor, "b w n"]) -> Float[Tensor, "b c u"]:
+        """Up-sample x, of which each frame of the condition has as many samples as the next."""
+        x = self.amp_block(self.convt_pre(x))
+        hidden = self.kernel_predictor(condition)
+        for convs, layer in zip(self.conv_blocks, self.kernel_predictor.layers(), strict=True):
+            gate, tanh = self._local(convs(x), hidden, layer).chunk(2, dim=1)
+            x = x + torch.sigmoid(gate) * torch.tanh(tanh)
+        return x
+
+    def _local(self, x: Tensor, hidden: Tensor, layer: LayerPredictor) -> Tensor:
+        x, hidden = (F.pad(part, (1, 1)) for part in (x, hidden))
+        return location_variable(x, *predict(hidden, layer))
