@@ -211,9 +211,9 @@ def gradient_shardings(params: Mapping[str, Any], stage: int, mesh: Mesh) -> dic
 def state_shardings(state: Tree, stage: int, mesh: Mesh) -> Tree:
     """Where each leaf of a training state is kept.
 
-    What lies under the state's field `params` are the weights, divided at stage 3; everything else with a size is
-    the optimizer's memory, divided from stage 1 on. A tensor with no axis that the devices can share evenly stays
-    whole on each.
+    What lies under the state's field `params` are the weights, divided at stage 3; what lies under `others` is not
+    trained and stays whole; everything else with a size is the optimizer's memory, divided from stage 1 on. A tensor
+    with no axis that the devices can share evenly stays whole on each.
 
     Args:
         state: a NamedTuple or dataclass tree of arrays or of their shapes.
@@ -227,7 +227,7 @@ def state_shardings(state: Tree, stage: int, mesh: Mesh) -> Tree:
         raise ConfigError(f"zero_optimization.stage is {stage}; use 0 to 3")
 
     def placement(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
-        divided_from = 3 if getattr(path[0], "name", None) == "params" else 1
+        divided_from = {"params": 3, "others": 4}.get(getattr(path[0], "name", ""), 1)
         return NamedSharding(mesh, _spec(leaf.shape, mesh, stage >= divided_from))
 
     return jax.tree_util.tree_map_with_path(placement, state)
