@@ -184,29 +184,21 @@ def latest_checkpoint(run_dir: str | Path, message: Callable[[str], object] = pr
     return _newest(files, load_checkpoint, message) if files else None
 
 
-def load_weights(
+def load_model(
     path: str | Path, message: Callable[[str], object] = print
-) -> tuple[NamedArrays, CheckpointMeta]:
-    """The weights alone, without reading the optimizer's moments.
+) -> tuple[NamedArrays, NamedArrays, CheckpointMeta]:
+    """The model alone, without reading the optimizer's moments.
 
     Args:
         path: a run folder (its newest whole checkpoint is used) or a checkpoint file.
         message: called with one line for each newer checkpoint that is damaged.
 
     Returns:
-        Public tensor name to array, and the metadata.
+        Weights and stored buffers by public tensor name, and the metadata.
 
     Raises:
         CheckpointError: no such file, no checkpoint in the folder, or none that is whole.
     """
-    weights, _, meta = load_model(path, message)
-    return weights, meta
-
-
-def load_model(
-    path: str | Path, message: Callable[[str], object] = print
-) -> tuple[NamedArrays, NamedArrays, CheckpointMeta]:
-    """Weights, buffers and metadata; otherwise as `load_weights`."""
     path = Path(path)
     if not path.is_dir():
         return _read_model(path)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from parivox.backend import NamedArrays
-from parivox.convert import ABOUT, read_model, report_buffers
 from parivox.errors import ConfigError
 from parivox.hparams import DenoiserHParams, EnhancerHParams
+from parivox.model_files import ABOUT, read_model, report_buffers
 from parivox.stages import stage_of
 from parivox.weights import denoiser_specs
 

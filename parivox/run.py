@@ -125,13 +125,13 @@ def open_run(
     # All is read before anything is written: a mistake leaves no run behind.
     config = config_of(hp, deepspeed, world_size)
     given = None if deepspeed is None else read_config(deepspeed)
-    arrays, origin = first_checkpoint(hp, seed or 0, init, config, message)
-    extra = {**origin, **({} if given is None else {"deepspeed": given})}
+    begun = first_checkpoint(hp, seed or 0, init, config, message)
+    extra = {**begun.origin, **({} if given is None else {"deepspeed": given})}
     meta = meta_of(hp, 0, 0, seed or 0, writer={"init": init}, config=config, extra=extra)
     hp.save(settings)
     if given is not None:
         write_config(folder, given)
-    first = Checkpoint(arrays, meta)
+    first = Checkpoint(begun.arrays, meta, begun.buffers)
     save_checkpoint(folder, first, keep=keep)
     return Run(folder, hp, first, config, given)
 

@@ -3,24 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from parivox.backend import NamedArrays, TrainArrays, first_arrays
-from parivox.checkpoint import Checkpoint, load_weights
+from parivox.checkpoint import Checkpoint
 from parivox.deepspeed_config import OptimizerConfig, TrainConfig
 from parivox.errors import ConfigError
 from parivox.hparams import DenoiserHParams, EnhancerHParams, HParams
-from parivox.stages import different_sizes, has_judge, hparams_class, stage_of
-from parivox.weights import Initialization, check_arrays, denoiser_specs, initial_denoiser
+from parivox.model_files import ABOUT, Model, read_model, report_buffers
+from parivox.stages import Stage, different_sizes, has_judge, stage_of
+from parivox.weights import Initialization, initial_denoiser
 from parivox.weights_discriminator import initial_discriminator
-from parivox.weights_enhancer import check_enhancer, initial_enhancer, trained_names
+from parivox.weights_enhancer import initial_enhancer, trained_names
 
 FLOW = "lcfm.cfm."
 """Before the names of the flow's parameters, which the second stage begins anew."""
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What a run begins with.
+
+    Attributes:
+        arrays: the state of step 0.
+        buffers: stored buffers of the model that it goes on from; empty where there were none.
+        origin: what the checkpoints say of the models that it goes on from.
+    """
+
+    arrays: TrainArrays
+    buffers: NamedArrays = field(default_factory=dict)
+    origin: dict[str, Any] = field(default_factory=dict)
 
 
 def first_checkpoint(
@@ -29,20 +45,20 @@ def first_checkpoint(
     init: Initialization,
     config: TrainConfig,
     message: Callable[[str], object] = print,
-) -> tuple[TrainArrays, dict[str, Any]]:
+) -> Beginning:
     """The state of step 0, and where its weights come from.
 
     The enhancer takes its denoiser from `denoiser_run_dir`, where one is given. The second stage takes everything
-    but the flow from `enhancer_stage1_run_dir`.
+    but the flow from `enhancer_stage1_run_dir`, its stored buffers too. Either is a run or a model in another form.
 
     Raises:
         ConfigError: the second stage is given no first one, or sizes differ.
-        CheckpointError: a run that is named holds no whole checkpoint.
+        CheckpointError: a model that is named is missing, damaged, or does not fit its hyperparameters.
     """
     if isinstance(hp, EnhancerHParams):
         return _enhancer(hp, seed, init, config, message)
     width = hp.unet_hidden_dim if isinstance(hp, DenoiserHParams) else 0
-    return arrays_of(hp, initial_denoiser(seed, width, init), seed, config.optimizer), {}
+    return Beginning(arrays_of(hp, initial_denoiser(seed, width, init), seed, config.optimizer))
 
 
 def arrays_of(hp: HParams, weights: NamedArrays, seed: int, optimizer: OptimizerConfig) -> TrainArrays:
@@ -78,41 +94,51 @@ def _enhancer(
     init: Initialization,
     config: TrainConfig,
     message: Callable[[str], object],
-) -> tuple[TrainArrays, dict[str, Any]]:
-    weights, origin = initial_enhancer(seed, hp, init), {}
+) -> Beginning:
+    weights, buffers, origin = initial_enhancer(seed, hp, init), {}, {}
     if stage_of(hp) == "enhancer-stage2":
-        if hp.enhancer_stage1_run_dir is None:
+        path = hp.enhancer_stage1_run_dir
+        if path is None:
             raise ConfigError(
                 "enhancer_stage1_run_dir is not given; the second stage begins with the auto-encoder and the vocoder of"
                 " the first: give --enhancer-stage1-run-dir"
             )
-        before, step = _weights_of(hp.enhancer_stage1_run_dir, hp, "enhancer-stage1", message)
-        check_enhancer(before, hp, str(hp.enhancer_stage1_run_dir))
-        _check_measured(before, hp.enhancer_stage1_run_dir)
-        weights |= {name: array for name, array in before.items() if not name.startswith(FLOW)}
-        origin["enhancer_stage1"] = {"folder": str(hp.enhancer_stage1_run_dir), "step": step}
+        before, origin["enhancer_stage1"] = _fitting(path, hp, "enhancer-stage1", message)
+        _check_measured(before.tensors, path)
+        report_buffers(before, path, message)
+        kept = {name: array for name, array in before.weights().items() if not name.startswith(FLOW)}
+        weights |= _single(kept)
+        buffers = before.stored_buffers()
     if hp.denoiser_run_dir is not None:
-        denoiser, step = _weights_of(hp.denoiser_run_dir, hp, "denoiser", message)
-        shapes = {name: spec.shape for name, spec in denoiser_specs(hp.unet_hidden_dim).items()}
-        check_arrays(shapes, denoiser, str(hp.denoiser_run_dir))
-        weights |= {f"denoiser.{name}": denoiser[name] for name in shapes}
-        origin["denoiser"] = {"folder": str(hp.denoiser_run_dir), "step": step}
-    return arrays_of(hp, weights, seed, config.optimizer), {"origin": origin} if origin else {}
+        denoiser, origin["denoiser"] = _fitting(hp.denoiser_run_dir, hp, "denoiser", message)
+        weights |= {f"denoiser.{name}": array for name, array in _single(denoiser.weights()).items()}
+    return Beginning(
+        arrays_of(hp, weights, seed, config.optimizer), buffers, {"origin": origin} if origin else {}
+    )
 
 
-def _weights_of(
-    path: Path, hp: EnhancerHParams, stage: str, message: Callable[[str], object]
-) -> tuple[NamedArrays, int]:
-    """Weights of another run, once it is of this stage and its sizes are the same; and its step."""
-    weights, meta = load_weights(path, message)
-    if meta.model != stage:
-        raise ConfigError(f"{path}: holds a model of kind '{meta.model}'; {stage} is needed")
-    theirs = hparams_class(stage).from_dict(meta.hparams, f"{path}: hyperparameters")
-    different = different_sizes(hp, theirs)
+def _fitting(
+    path: Path, hp: EnhancerHParams, stage: Stage, message: Callable[[str], object]
+) -> tuple[Model, dict[str, Any]]:
+    """Another model, once it is of this stage and its sizes are the same; and what a checkpoint says of it."""
+    model, form = read_model(path, message)
+    found = stage_of(model.hp)
+    if found != stage:
+        raise ConfigError(f"{path}: holds a model of kind '{found}'; {stage} is needed")
+    different = different_sizes(hp, model.hp)
     if different:
         listing = "; ".join(f"{name}: it has {other}, this run {own}" for name, own, other in different)
         raise ConfigError(f"{path}: does not fit this run ({listing}); give equal sizes")
-    return weights, meta.step
+    where: dict[str, Any] = {"folder": str(path)}
+    return model, where | ({"form": ABOUT[form]} if model.step is None else {"step": model.step})
+
+
+def _single(arrays: NamedArrays) -> NamedArrays:
+    # A model that is published in float16 goes on in float32, exactly.
+    return {
+        name: array.astype(np.float32) if array.dtype == np.float16 else array
+        for name, array in arrays.items()
+    }
 
 
 def _check_measured(weights: NamedArrays, path: Path) -> None:

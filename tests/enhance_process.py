@@ -1,6 +1,6 @@
 """Enhances a made-up second of sound in a process of its own, whose memory is given back when it ends.
 
-`python -m tests.enhance_process MODEL BACKEND DTYPE FOLDER NFE...` writes FOLDER/BACKEND-DTYPE-NFE.npy.
+`python -m tests.enhance_process MODEL BACKEND DTYPE FOLDER NFE,LAMBD...` writes FOLDER/BACKEND-DTYPE-NFE-LAMBD.npy.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from parivox.weights_enhancer import buffer_names
 LENGTH = 44_100
 
 
-def main(model: Path, backend: Any, dtype: Any, folder: Path, *numbers: int) -> None:
+def main(model: Path, backend: Any, dtype: Any, folder: Path, *draws: tuple[int, float]) -> None:
     loaded = load_for_cleaning(model, denoise_only=False)
     hp, weights = loaded.hp, loaded.weights
     assert isinstance(hp, EnhancerHParams)
@@ -37,14 +37,18 @@ def main(model: Path, backend: Any, dtype: Any, folder: Path, *numbers: int) -> 
     call = partial(engine.enhance, engine.load_enhancer(hp, weights))
     del weights
     wav = seeded.signal(20, 1, LENGTH)
-    for nfe in numbers:
+    for nfe, lambd in draws:
         begun = time.process_time()
-        sound = Sampler(call, hp, Sampling(nfe=nfe)).for_chunk(0)(wav)
+        sound = Sampler(call, hp, Sampling(nfe=nfe, lambd=lambd)).for_chunk(0)(wav)
         took, peak = time.process_time() - begun, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        print(f"{backend} {dtype}, nfe {nfe}: {took:.0f} CPU seconds, peak {peak:.1f} GB", flush=True)
-        np.save(folder / f"{backend}-{dtype}-{nfe}.npy", sound)
+        print(
+            f"{backend} {dtype}, nfe {nfe}, lambd {lambd}: {took:.0f} CPU seconds, peak {peak:.1f} GB",
+            flush=True,
+        )
+        np.save(folder / f"{backend}-{dtype}-{nfe}-{lambd}.npy", sound)
 
 
 if __name__ == "__main__":
-    place, name, kind, out, *nfe = sys.argv[1:]
-    main(Path(place), name, kind, Path(out), *map(int, nfe))
+    place, name, kind, out, *words = sys.argv[1:]
+    pairs = [word.split(",") for word in words]
+    main(Path(place), name, kind, Path(out), *((int(nfe), float(lambd)) for nfe, lambd in pairs))

@@ -24,7 +24,7 @@ from parivox.checkpoint import (
     latest_checkpoint,
     list_checkpoints,
     load_checkpoint,
-    load_weights,
+    load_model,
     save_checkpoint,
 )
 from parivox.errors import CheckpointError, ConfigError
@@ -170,15 +170,15 @@ def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such checkpoint"):
         load_checkpoint(tmp_path / "absent.safetensors")
     with pytest.raises(CheckpointError, match="no such checkpoint"):
-        load_weights(tmp_path / "absent")
+        load_model(tmp_path / "absent")
     with pytest.raises(CheckpointError, match="holds no checkpoint"):
-        load_weights(tmp_path)
+        load_model(tmp_path)
     save_file({"x": np.zeros(3)}, tmp_path / "other.safetensors")
     with pytest.raises(CheckpointError, match="not a Parivox checkpoint"):
         load_checkpoint(tmp_path / "other.safetensors")
     (tmp_path / "text.safetensors").write_text("hello, this is no tensor file")
     with pytest.raises(CheckpointError, match="damaged"):
-        load_weights(tmp_path / "text.safetensors")
+        load_model(tmp_path / "text.safetensors")
 
 
 def test_the_one_before_a_damaged_one_is_used(tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_the_one_before_a_damaged_one_is_used(tmp_path: Path) -> None:
     assert found is not None
     assert_same(found, make(2))
     assert len(said) == 1 and "step-00000003.safetensors: damaged" in said[0]
-    weights, meta = load_weights(tmp_path, said.append)
+    weights, _, meta = load_model(tmp_path, said.append)
     assert meta == make(2).meta and len(said) == 2
     assert_same_arrays(weights, make(2).arrays.weights)
     for step in (1, 2):
@@ -216,7 +216,7 @@ def test_weights_are_read_without_the_moments(tmp_path: Path) -> None:
     moment = make(5).arrays.exp_avg["net.weight"].tobytes()
     whole[bytes(whole).index(moment)] ^= 1
     path.write_bytes(whole)
-    weights, meta = load_weights(path, quiet)
+    weights, _, meta = load_model(path, quiet)
     assert_same_arrays(weights, make(5).arrays.weights)
     assert meta.step == 5
     with pytest.raises(CheckpointError, match="digest of exp_avg "):
@@ -228,7 +228,7 @@ def test_newer_form_is_not_passed_over(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(module, "FORMAT_VERSION", 2)
     save_checkpoint(tmp_path, make(2))
     monkeypatch.undo()
-    for read in (load_checkpoint, load_weights):
+    for read in (load_checkpoint, load_model):
         with pytest.raises(CheckpointVersionError, match="form 2, this program reads 1"):
             read(checkpoint_path(tmp_path, 2))
     with pytest.raises(CheckpointVersionError):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from parity_tests.ladder import BUNDLED_REFERENCE
-from parivox.checkpoint import load_checkpoint, load_weights
+from parivox.checkpoint import load_checkpoint, load_model
 from parivox.cli import main
 from parivox.convert import convert, read_model
 from parivox.errors import CheckpointError
@@ -87,7 +87,7 @@ def test_a_model_trained_here_gets_the_published_tensors(tmp_path):
     manifest = json.loads((BUNDLED_REFERENCE / "denoiser.manifest.json").read_text())
     tensors = read_public(tmp_path / "public")[2]
     assert {name: list(a.shape) for name, a in tensors.items()} == manifest
-    weights, _ = load_weights(run)
+    weights, _, _ = load_model(run)
     assert same({name: tensors[name] for name in weights}, weights)
     # The published program knows no widths; where they differ from its own, ours must find them.
     assert "unet_hidden_dim" not in (tmp_path / "public/hparams.yaml").read_text()

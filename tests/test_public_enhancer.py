@@ -14,7 +14,7 @@ import pytest
 
 from parity_tests import seeded
 from parity_tests.ladder import BUNDLED_REFERENCE
-from parity_tests.tolerances import bound
+from parity_tests.tolerances import FACTOR_OF_PUBLISHED, bound
 from parivox.backend import BackendName, Dtype, NamedArrays, installed
 from parivox.convert import convert, read_model
 from parivox.hparams import EnhancerHParams
@@ -32,10 +32,13 @@ pytestmark = [
 ]
 
 MANIFEST: dict[str, list[int]] = json.loads((BUNDLED_REFERENCE / "enhancer_full.manifest.json").read_text())
-FEW, MANY = 8, 64
-"""Evaluations of the flow."""
+Draw = tuple[int, float]
+"""Evaluations of the flow, and the share of denoised sound in its condition."""
 
-Made = dict[tuple[BackendName, Dtype, int], np.ndarray]
+FEW, HALF, MANY = (8, 1.0), (8, 0.5), (64, 1.0)
+DRAWS: tuple[Draw, ...] = (FEW, HALF, MANY)
+
+Made = dict[tuple[BackendName, Dtype, Draw], np.ndarray]
 
 
 def public_hparams() -> EnhancerHParams:
@@ -71,20 +74,20 @@ def run(public) -> Path:
 def made(public, run, tmp_path_factory) -> Made:
     """Every sound; one backend reads the run, the other the public folder."""
     folder = tmp_path_factory.mktemp("sounds")
-    plan: list[tuple[Path, BackendName, Dtype, tuple[int, ...]]] = [
-        (run, "torch", "float32", (FEW, MANY)),
-        (public, "jax", "float32", (FEW, MANY)),
-        (run, "torch", "float64", (FEW, MANY)),
+    plan: list[tuple[Path, BackendName, Dtype, tuple[Draw, ...]]] = [
+        (run, "torch", "float32", DRAWS),
+        (public, "jax", "float32", DRAWS),
+        (run, "torch", "float64", DRAWS),
         (run, "jax", "float64", (FEW,)),
     ]
-    for place, backend, dtype, numbers in plan:
-        words = [str(place), backend, dtype, str(folder), *map(str, numbers)]
+    for place, backend, dtype, draws in plan:
+        words = [str(place), backend, dtype, str(folder), *(f"{nfe},{lambd}" for nfe, lambd in draws)]
         command = [sys.executable, "-W", "error", "-m", "tests.enhance_process", *words]
         subprocess.run(command, cwd=ROOT, env=process_environment(), check=True)
     return {
-        (backend, dtype, nfe): np.load(folder / f"{backend}-{dtype}-{nfe}.npy")
-        for _, backend, dtype, numbers in plan
-        for nfe in numbers
+        (backend, dtype, draw): np.load(folder / f"{backend}-{dtype}-{draw[0]}-{draw[1]}.npy")
+        for _, backend, dtype, draws in plan
+        for draw in draws
     }
 
 
@@ -105,16 +108,30 @@ def test_both_backends_are_the_same_algorithm(made):
     assert apart(made["jax", "float64", FEW], made["torch", "float64", FEW]) <= bound("enhanced", "float64")
 
 
-@pytest.mark.parametrize("nfe", [FEW, MANY])
+@pytest.mark.parametrize("draw", DRAWS)
 @pytest.mark.parametrize("backend", ["jax", "torch"])
-def test_float32_is_as_close_to_float64_as_the_published_program(made, backend, nfe):
-    assert apart(made[backend, "float32", nfe], made["torch", "float64", nfe]) <= bound("enhanced", "float32")
+def test_float32_is_as_close_to_float64_as_the_published_program(made, backend, draw):
+    assert apart(made[backend, "float32", draw], made["torch", "float64", draw]) <= bound(
+        "enhanced", "float32"
+    )
 
 
-@pytest.mark.parametrize("nfe", [FEW, MANY])
-def test_the_backends_are_close_to_each_other(made, nfe):
+@pytest.mark.parametrize("draw", DRAWS)
+def test_jax_rounds_no_worse_than_the_operations_that_the_published_program_is_made_of(made, draw):
+    own, published = (
+        apart(made[name, "float32", draw], made["torch", "float64", draw]) for name in ("jax", "torch")
+    )
+    assert own <= FACTOR_OF_PUBLISHED * published
+
+
+def test_the_denoised_share_is_heard(made):
+    assert apart(made["torch", "float64", HALF], made["torch", "float64", FEW]) > bound("enhanced", "float32")
+
+
+@pytest.mark.parametrize("draw", DRAWS)
+def test_the_backends_are_close_to_each_other(made, draw):
     # Each may be that far from the truth.
-    error = apart(made["jax", "float32", nfe], made["torch", "float32", nfe])
+    error = apart(made["jax", "float32", draw], made["torch", "float32", draw])
     assert error <= 2 * bound("enhanced", "float32")
 
 
