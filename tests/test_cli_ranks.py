@@ -184,7 +184,8 @@ def test_torchrun_passes_a_signal_on(tmp_path, data):
     assert latest_checkpoint(run).meta.step == read_metrics(run, "train")[-1]["step"]
 
 
-@pytest.mark.parametrize("second", ["torch", pytest.param("jax", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("second", ["torch", "jax"])
 def test_a_run_of_one_device_goes_on_with_two(tmp_path, data, second):
     run = tmp_path / "run"
     with launched("torch", 1, data, run, "--stop-at", "2") as processes:

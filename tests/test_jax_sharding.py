@@ -85,10 +85,11 @@ def test_two_processes_are_as_one(tmp_path):
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_process_ends_the_other(tmp_path, victim):
     said = last_words(PROGRAM, tmp_path, victim)
-    # With rank 0 goes JAX's coordination service, and JAX's own lines about that may come before ours.
+    # With rank 0 goes JAX's coordination service, and JAX's own lines about that may come before ours or after.
     lines = [line for line in said.splitlines() if line.startswith("parivox: ")]
     assert len(lines) == 1 and lines[0].startswith(f"parivox: rank {victim} of 2 has died"), said
-    assert said.rstrip().endswith(lines[0])
+    if victim != 0:
+        assert said.rstrip().endswith(lines[0])
 
 
 def test_an_error_of_one_process_ends_both_with_its_message(tmp_path):

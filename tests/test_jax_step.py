@@ -117,6 +117,7 @@ def test_evaluation_changes_nothing(backend):
     assert backend.step(state, random_batch(0))[1].loss == pytest.approx(loss, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_float64_beside_float32(backend):
     """Both in one process, in turns; the float32 one computes what it does alone."""
     alone = backend.create_state(HP, first_arrays())

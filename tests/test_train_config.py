@@ -79,6 +79,11 @@ def backend(request):
     return request.getfixturevalue(request.param)
 
 
+LONG_IN_JAX = [pytest.param("jax", marks=pytest.mark.slow), "torch"]
+"""For tests that compile programs which no other test runs."""
+
+
+@pytest.mark.parametrize("backend", LONG_IN_JAX, indirect=True)
 def test_accumulation_is_one_update_of_all_rows(backend):
     whole, end = run(backend, config_of(1), 3)
     found, reached = run(backend, config_of(4), 3)  # the ladder has two passes as well
@@ -143,7 +148,14 @@ KINDS = {
 }
 
 
-LONG = ("SGD", "SGD, momentum", "bf16", "bf16, SGD, momentum", "ZeRO 1, two passes")
+LONG = (
+    "no scheduler, no clipping, two passes",
+    "SGD",
+    "SGD, momentum",
+    "bf16",
+    "bf16, SGD, momentum",
+    "ZeRO 1, two passes",
+)
 """Those whose parts the others have as well; each compiles a program of its own."""
 
 
@@ -180,6 +192,7 @@ def test_both_backends_agree_and_a_restart_changes_no_bit(jax, torch, entries, t
     assert (together if half else apart)(ends["jax"][1], ends["torch"][1]) < (3e-2 if half else 1e-3)
 
 
+@pytest.mark.parametrize("backend", LONG_IN_JAX, indirect=True)
 def test_bf16_keeps_float32_masters_and_rounds_the_network(backend):
     config = config_of(bf16={"enabled": True})
     results, end = run(backend, config, 2)
@@ -191,6 +204,7 @@ def test_bf16_keeps_float32_masters_and_rounds_the_network(backend):
     assert results[0].loss == pytest.approx(plain[0].loss, rel=2e-2)
 
 
+@pytest.mark.parametrize("backend", LONG_IN_JAX, indirect=True)
 def test_activation_checkpointing_changes_no_number(backend):
     plain, _ = run(backend, config_of(), 1)
     again, _ = run(backend, config_of(activation_checkpointing={}), 1)
@@ -265,6 +279,7 @@ def test_fp16_finds_its_scale_in_jax(jax):
     assert results[-1].loss < results[0].loss
 
 
+@pytest.mark.slow
 def test_fp16_goes_on_from_a_checkpoint(jax, tmp_path):
     config = config_of(fp16={"enabled": True, "initial_scale_power": 24, "loss_scale_window": 2})
     state = jax.create_state(HP, fresh(config), config)
