@@ -155,6 +155,7 @@ LONG = (
     "bf16",
     "bf16, SGD, momentum",
     "ZeRO 1, two passes",
+    "ZeRO 2, bf16",
 )
 """Those whose parts the others have as well; each compiles a program of its own."""
 

@@ -58,6 +58,7 @@ def test_devices_of_jax_are_as_one():
     compared("jax", runs, found, wanted)
 
 
+@pytest.mark.slow
 def test_two_ranks_of_torch_are_as_one():
     pytest.importorskip("deepspeed")
     # The ladder has stages 1 and 3.
