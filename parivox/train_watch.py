@@ -38,7 +38,7 @@ class SilenceWatch:
         if silent and not self._warned:
             self._message(
                 f"warning: at step {step} the output has fallen silent (energy {ratio:.1e} of the target's for"
-                f" {SILENT_STEPS} updates); the L1 loss rewards silence at high rates: lower max_lr and start again"
+                f" {SILENT_STEPS} updates), which high rates lead to: lower max_lr or lengthen warmup_steps, and start again"
             )
         self._warned = silent
 
