@@ -38,7 +38,7 @@ class SilenceWatch:
         if silent and not self._warned:
             self._message(
                 f"warning: at step {step} the output has fallen silent (energy {ratio:.1e} of the target's for"
-                f" {SILENT_STEPS} updates), which high rates lead to: lower max_lr or lengthen warmup_steps, and start again"
+                f" {SILENT_STEPS} updates), as high rates do: lower max_lr or lengthen warmup_steps, and start again"
             )
         self._warned = silent
 

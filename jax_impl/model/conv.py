@@ -19,6 +19,13 @@ from parivox.enhancer_tables import LEAK
 
 __all__ = ["Conv1d", "ConvTranspose1d", "Identity", "LeakyReLU", "convolve"]
 
+WIDE = 2**18
+"""Least size of a weight whose convolution is one matrix product.
+
+On a CPU XLA puts the weight of a convolution into another order at every call, also in a loop that does not change
+it: the published flow then takes nine times as long. Float64 convolutions take many times as long at any size.
+"""
+
 
 class _Parts(nnx.Module):
     # Named as the public checkpoint names the two parts of a weight-normed weight.
@@ -145,11 +152,11 @@ def convolve(
     dtype, taps = x.dtype, weight.shape[-1]
     length = x.shape[1] - dilation * (taps - 1)
     x, weight = operands(x, weight)
-    if x.dtype == jnp.float64 or taps == 1:
-        # XLA's float64 convolutions on a CPU take many times as long as a matrix product for each tap.
-        shifted = (x[:, k * dilation : k * dilation + length] for k in range(taps))
-        parts = [jnp.einsum("bni,oi->bno", part, weight[:, :, k]) for k, part in enumerate(shifted)]
-        y = sum(parts[1:], parts[0])
+    if x.dtype == jnp.float64 or taps == 1 or weight.size >= WIDE:
+        # The patches are laid out as the weight is, which is not copied: one matrix product.
+        shifted = [x[:, k * dilation : k * dilation + length] for k in range(taps)]
+        patches = jnp.stack(shifted, axis=-1).reshape(x.shape[0], length, -1)
+        y = jnp.einsum("bnp,op->bno", patches, weight.reshape(weight.shape[0], -1))
     else:
         y = jax.lax.conv_general_dilated(
             x,
