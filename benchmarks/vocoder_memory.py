@@ -77,15 +77,17 @@ def jax_work(condition: np.ndarray, noise: np.ndarray, tile: int | None) -> Call
 
     from jax_impl import weights
     from jax_impl.model import weight_norm
+    from jax_impl.precision import arithmetic
 
     params, buffers = weights.enhancer_from_arrays(initial_enhancer(0, HP), HP, jnp.dtype("float32"))
     params = jax.block_until_ready(weight_norm.fold(params))
     graph, _, _ = weights.abstract_enhancer(HP, folded=True)
 
     def vocode(params: dict, buffers: dict, condition: jax.Array, noise: jax.Array) -> jax.Array:
-        model = weights.bind_enhancer(graph, params, buffers)
-        model.vocoder.tile = tile
-        return model.vocoder(condition.swapaxes(1, 2), noise.swapaxes(1, 2))
+        with arithmetic("highest", "cpu"):
+            model = weights.bind_enhancer(graph, params, buffers)
+            model.vocoder.tile = tile
+            return model.vocoder(condition.swapaxes(1, 2), noise.swapaxes(1, 2))
 
     inputs = params, buffers, jnp.asarray(condition), jnp.asarray(noise)
     compiled = jax.jit(vocode).lower(*inputs).compile()

@@ -18,6 +18,7 @@ from jax_impl import sharding
 from jax_impl.infer import DenoiserModel, EnhancerModel, load_denoiser, load_enhancer
 from jax_impl.objective import objective_of
 from jax_impl.optim import AdamState
+from jax_impl.precision import platform
 from jax_impl.schedule import beta_schedule, update_schedule
 from jax_impl.train_step import COMPUTE, Drive, Recipe, TrainState, make_eval, make_step
 from jax_impl.weights import (
@@ -80,7 +81,7 @@ class _Session:
         self._program = cache(
             lambda judged: _step_program(Recipe.of(hp, config, precision, judged), *divided)
         )
-        self.eval = _eval_program(structure(hp), precision, COMPUTE[config.precision])
+        self.eval = _eval_program(structure(hp), precision, COMPUTE[config.precision], platform(state.params))
         self.count = int(state.adam.count)
         self.judge_count = None if state.judge is None else int(state.judge.count)
         self.scale = RunningScale(config.loss_scale, config.zero_stage, scaler)

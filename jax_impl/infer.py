@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from jax_impl.model.weight_norm import fold
 from jax_impl.objective import bind
-from jax_impl.precision import arithmetic
+from jax_impl.precision import arithmetic, platform
 from jax_impl.weights import (
     Params,
     abstract_denoiser,
@@ -46,10 +46,11 @@ def load_denoiser(
     """
     graph, _ = abstract_denoiser(hidden)
     params = from_arrays(arrays, hidden, jnp.dtype(dtype))
+    device = platform(params)
 
     @jax.jit
     def forward(params: dict[str, jax.Array], x: jax.Array) -> jax.Array:
-        with arithmetic(precision):
+        with arithmetic(precision, device):
             return bind(graph, params)(x)
 
     return lambda x: np.asarray(forward(params, jnp.asarray(x, dtype)))
@@ -78,12 +79,13 @@ def load_enhancer(
     graph, _, _ = abstract_enhancer(hp, folded=True)
     params, buffers = enhancer_from_arrays(arrays, hp, jnp.dtype(dtype))
     params = fold(params)
+    device = platform(params)
 
     @partial(jax.jit, static_argnames=("method", "nfe"))
     def forward(
         params: Params, buffers: Params, inputs: dict[str, jax.Array], method: Solver, nfe: int
     ) -> jax.Array:
-        with arithmetic(precision):
+        with arithmetic(precision, device):
             return bind_enhancer(graph, params, buffers)(**inputs, method=method, nfe=nfe)
 
     def enhance(

@@ -11,7 +11,7 @@ after the other, forward and back, so that no chain is longer than an axis.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
@@ -21,21 +21,37 @@ import jax.numpy as jnp
 
 from parivox.backend import Precision
 
-__all__ = ["arithmetic", "operands", "spread", "total"]
+__all__ = ["arithmetic", "operands", "platform", "spread", "takes_products", "total"]
 
 _MATMUL = {"highest": "highest", "tf32": "tensorfloat32", "bf16": "bfloat16"}
 _current: ContextVar[Precision] = ContextVar("precision", default="highest")
+_products: ContextVar[bool] = ContextVar("products", default=False)
 
 
 @contextmanager
-def arithmetic(precision: Precision) -> Iterator[None]:
-    """Trace everything inside with this precision. A traced program keeps the one it was traced with."""
-    token = _current.set(precision)
+def arithmetic(precision: Precision, device: str = "") -> Iterator[None]:
+    """Trace everything inside with this precision. A traced program keeps the one it was traced with.
+
+    Args:
+        precision: of convolutions and matrix products.
+        device: `cpu` for a program without gradients that runs on one; see `takes_products`.
+    """
+    tokens = _current.set(precision), _products.set(device == "cpu")
     try:
         with jax.default_matmul_precision(_MATMUL[precision]):
             yield
     finally:
-        _current.reset(token)
+        _current.reset(tokens[0])
+        _products.reset(tokens[1])
+
+
+def takes_products(dtype: jnp.dtype) -> bool:
+    """Whether a one-dimensional convolution is best computed as one matrix product.
+
+    In a loop (over steps of a solver, over tiles of a sound) XLA's convolutions take four to nine times as long on a
+    CPU as they do outside of it; those in float64 are as slow everywhere. With gradients the patches would be kept.
+    """
+    return _products.get() or dtype == jnp.float64
 
 
 def operands(x: jax.Array, weight: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -43,6 +59,11 @@ def operands(x: jax.Array, weight: jax.Array) -> tuple[jax.Array, jax.Array]:
     if _current.get() == "bf16":
         return x.astype(jnp.bfloat16), weight.astype(jnp.bfloat16)
     return x, weight
+
+
+def platform(arrays: Mapping[str, jax.Array]) -> str:
+    """Where arrays are: `cpu`, `gpu` or `tpu`."""
+    return next(iter(next(iter(arrays.values())).devices())).platform
 
 
 def total(x: jax.Array, axes: Sequence[int] | None = None) -> jax.Array:

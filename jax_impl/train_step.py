@@ -350,15 +350,22 @@ def _unscaled(grads: Params, norm: Array, scale: Array, max_norm: float) -> Para
 
 
 def make_eval(
-    hp: HParams, precision: Precision = "highest", compute: str | None = None
+    hp: HParams, precision: Precision = "highest", compute: str | None = None, device: str = ""
 ) -> Callable[[Params, Params, Mapping[str, Array]], tuple[Losses, Losses]]:
-    """The compiled evaluation: (params, others, rows) -> (losses, sounds); `compute` is the network's dtype."""
+    """The compiled evaluation: (params, others, rows) -> (losses, sounds).
+
+    Args:
+        hp: of the model.
+        precision: of convolutions and matrix products.
+        compute: dtype of the network; None computes in that of the weights.
+        device: where it runs, `cpu`, `gpu` or `tpu`.
+    """
     objective = objective_of(hp)
 
     def evaluate(params: Params, others: Params, rows: Mapping[str, Array]) -> tuple[Losses, Losses]:
         if compute is not None:
             params = {name: leaf.astype(compute) for name, leaf in params.items()}
-        with arithmetic(precision):
+        with arithmetic(precision, device):
             return objective.held_out(params, others, rows)
 
     return jax.jit(evaluate)

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_impl.model import conv, layers
+from jax_impl.model import layers
 from jax_impl.model.conv import convolve
 from jax_impl.model.layers import SLOW_CHANNELS, Conv2d, sum_of_shifts
+from jax_impl.precision import arithmetic
 from parity_tests.rungs_signal import distance
 
 
@@ -51,15 +52,14 @@ def test_a_layer_takes_either_way(channels, least, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("wide", [0, 2**18])
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
 @pytest.mark.parametrize(("taps", "dilation"), [(1, 1), (3, 1), (3, 4), (7, 2)])
-def test_one_product_of_patches_is_the_convolution(taps, dilation, wide, dtype, monkeypatch):
-    monkeypatch.setattr(conv, "WIDE", wide)
+def test_one_product_of_patches_is_the_convolution(taps, dilation, device, dtype):
     rng = np.random.default_rng(taps)
     x, weight, bias = (rng.standard_normal(s).astype(dtype) for s in ((2, 30, 5), (4, 5, taps), (4,)))
     length = 30 - dilation * (taps - 1)
     wanted = bias + sum(x[:, k * dilation : k * dilation + length] @ weight[:, :, k].T for k in range(taps))
-    with jax.enable_x64(dtype == "float64"):
+    with jax.enable_x64(dtype == "float64"), arithmetic("highest", device):
         found = convolve(jnp.asarray(x), jnp.asarray(weight), jnp.asarray(bias), dilation)
     assert found.dtype == dtype and found.shape == (2, length, 4)
     assert distance(np.asarray(found), wanted) < {"float32": 1e-6, "float64": 1e-14}[dtype]

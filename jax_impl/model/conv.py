@@ -14,17 +14,10 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jax_impl.model.weight_norm import weight_norm
-from jax_impl.precision import operands, spread
+from jax_impl.precision import operands, spread, takes_products
 from parivox.enhancer_tables import LEAK
 
 __all__ = ["Conv1d", "ConvTranspose1d", "Identity", "LeakyReLU", "convolve"]
-
-WIDE = 2**18
-"""Least size of a weight whose convolution is one matrix product.
-
-On a CPU XLA puts the weight of a convolution into another order at every call, also in a loop that does not change
-it: the published flow then takes nine times as long. Float64 convolutions take many times as long at any size.
-"""
 
 
 class _Parts(nnx.Module):
@@ -152,7 +145,7 @@ def convolve(
     dtype, taps = x.dtype, weight.shape[-1]
     length = x.shape[1] - dilation * (taps - 1)
     x, weight = operands(x, weight)
-    if x.dtype == jnp.float64 or taps == 1 or weight.size >= WIDE:
+    if taps == 1 or takes_products(x.dtype):
         # The patches are laid out as the weight is, which is not copied: one matrix product.
         shifted = [x[:, k * dilation : k * dilation + length] for k in range(taps)]
         patches = jnp.stack(shifted, axis=-1).reshape(x.shape[0], length, -1)
