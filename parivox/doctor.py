@@ -39,7 +39,7 @@ LOW_SHARED_MEMORY = 256e6
 
 CORE = (
     *("numpy", "scipy", "soundfile", "soxr", "safetensors", "PyYAML", "tyro", "rich", "grain"),
-    *("tensorboardX", "matplotlib", "jaxtyping"),
+    *("tensorboardX", "matplotlib", "jaxtyping", "huggingface_hub"),
 )
 """Distributions that every installation has."""
 

@@ -45,12 +45,21 @@ def plan(source: Path, target: Path, format: str | None) -> list[Job]:
         AudioError: there is nothing to do, an output would replace an input or another output, lies
             inside the input folder, has no known format, or cannot be written.
     """
-    if not source.exists():
-        raise AudioError(f"{source}: no such file or folder; check the path")
+    check_source(source)
     jobs = _folder_jobs(source, target, format) if source.is_dir() else [_file_job(source, target, format)]
     _refuse_collisions(jobs)
     _make_folder(target if source.is_dir() else jobs[0].target.parent)
     return jobs
+
+
+def check_source(source: Path) -> None:
+    """Refuse an input that is not there, before a model is loaded or even downloaded for it.
+
+    Raises:
+        AudioError: it is missing.
+    """
+    if not source.exists():
+        raise AudioError(f"{source}: no such file or folder; check the path")
 
 
 def _file_job(source: Path, target: Path, format: str | None) -> Job:

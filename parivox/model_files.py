@@ -22,6 +22,7 @@ from parivox.checkpoint import (
 )
 from parivox.errors import CheckpointError
 from parivox.hparams import HParams
+from parivox.hub import hub_folder, is_hub_name, parse_name
 from parivox.model_kinds import Kind, kind_named
 from parivox.public_layout import HPARAMS, LATEST, read_public
 from parivox.weights import check_arrays
@@ -70,12 +71,14 @@ class Model:
 
 
 def read_model(path: Path, message: Callable[[str], object] = print) -> tuple[Model, Form]:
-    """A model in any form.
+    """A model in any form, also one on the hub, which is downloaded where it is not cached.
 
     Raises:
         CheckpointError: missing, damaged, unsafe, or it does not fit its hyperparameters.
         ConfigError: its hyperparameters have unknown names or make no sense.
     """
+    if is_hub_name(path):
+        return _read_hub(path, message), "public"
     form = _form(path)
     if form == "public":
         return Model(*read_public(path)), form
@@ -91,6 +94,15 @@ def read_model(path: Path, message: Callable[[str], object] = print) -> tuple[Mo
         buffers = {name: buffer.astype(dtype) for name, buffer in kind.buffers(hp).items()}
     tensors = _fitting(kind, hp, weights | buffers, path)
     return Model(kind, hp, tensors, meta.step, meta.discriminator_step >= 0, stored), form
+
+
+def _read_hub(path: Path, message: Callable[[str], object]) -> Model:
+    folder = hub_folder(str(path), message)
+    try:
+        return Model(*read_public(folder))
+    except CheckpointError as error:
+        store = parse_name(str(path)).store
+        raise CheckpointError(f"{error}; it is of {path}: to fetch it anew, delete {store}") from error
 
 
 def report_buffers(model: Model, source: Path, message: Callable[[str], object]) -> None:

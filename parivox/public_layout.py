@@ -34,7 +34,7 @@ def read_public(folder: Path) -> tuple[Kind, HParams, NamedArrays]:
         ConfigError: the hyperparameters have unknown names, or make no sense.
     """
     values = read_mapping(folder / HPARAMS)
-    path = _states(folder)
+    path = states_path(folder)
     with open_torch_file(path) as file:
         stored = _module(path, file.content)
         kind = kind_of(values, stored)
@@ -61,7 +61,12 @@ def write_public(folder: Path, hp: HParams, tensors: NamedArrays) -> None:
     (folder / LATEST).write_text(TAG, encoding="utf-8")
 
 
-def _states(folder: Path) -> Path:
+def states_path(folder: Path) -> Path:
+    """Where a published model has its tensors: in the folder beside `latest` that `latest` names.
+
+    Raises:
+        CheckpointError: `latest` is missing, or names no folder beside it.
+    """
     latest = folder / LATEST
     remedy = "give the folder of a whole published model"
     try:

@@ -14,7 +14,7 @@ import pytest
 import parivox
 from parity_tests import ladder
 from parity_tests.result import Report, Row
-from parivox import backend, doctor
+from parivox import backend, doctor, hub
 from parivox.cli import main
 from parivox.commands import options
 from parivox.doctor import Check
@@ -76,7 +76,7 @@ def test_the_version_is_printed(capsys):
         ["train", "denoiser"],
         ["train", "denoiser", "run", "--max-steps", "many"],
         ["train", "denoiser", "run", "--backend", "numpy"],
-        ["enhance", "in.wav", "out.wav", "--denoise-only"],
+        ["enhance", "in.wav", "--denoise-only"],
         ["parity", "--no-such-option"],
     ],
 )
@@ -100,6 +100,7 @@ print(*{name.partition(".")[0] for name in sys.modules})
 """
     done = command_line("-c", code)
     heavy = {"numpy", "scipy", "soundfile", "soxr", "grain", "matplotlib", "tensorboardX", "jax", "torch"}
+    heavy.add("huggingface_hub")
     assert done.returncode == 0, done.stderr
     assert not heavy & set(done.stdout.splitlines()[-1].split())
 
@@ -113,6 +114,7 @@ def test_the_words_of_the_options_are_those_of_the_backends():
     assert get_args(get_args(options.BackendOption)[0])[0] == backend.BackendName
     assert options.PrecisionOption == backend.Precision
     assert options.DtypeOption == backend.Dtype
+    assert str(options.PUBLIC_MODEL) == hub.PUBLIC
 
 
 # Errors

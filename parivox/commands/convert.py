@@ -20,7 +20,8 @@ class ConvertCommand:
     nor PyTorch, and runs nothing of what a file holds.
 
     Attributes:
-        source: A published folder (hparams.yaml, ds/G), a run folder or one of its checkpoints, or a safetensors file.
+        source: A published folder (hparams.yaml, ds/G), a run folder or one of its checkpoints, a safetensors
+            file, or a model on the Hugging Face hub, hub:OWNER/REPO[@REVISION].
         target: What to write; must not exist. A name that ends in .safetensors is one file, any other a folder.
         to: What to write into a folder; by default the published layout from a run, and a run from anything else.
         dtype: Of all tensors; by default each keeps its own.

@@ -13,6 +13,7 @@ import tyro
 
 from parivox.commands.options import (
     NO_HINT,
+    PUBLIC_MODEL,
     BackendOption,
     CountOption,
     DeviceOption,
@@ -38,7 +39,8 @@ class EnhanceCommand:
     Attributes:
         source: File or folder: wav, flac, ogg or mp3, mono or stereo, any sample rate.
         target: Output file or folder.
-        model: A run folder, one of its checkpoints, a published folder, or one safetensors file.
+        model: A run folder, one of its checkpoints, a published folder, one safetensors file, or a model on the
+            Hugging Face hub, hub:OWNER/REPO[@REVISION], which is downloaded once; by default the public weights.
         denoise_only: Remove noise only, with a denoiser or that of an enhancer.
         nfe: Evaluations of the enhancer's flow, 1 to 128; by default the run's. More take longer.
         solver: Solver of the flow; by default the run's.
@@ -56,7 +58,7 @@ class EnhanceCommand:
 
     source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="IN")]
     target: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")]
-    model: Annotated[Path, tyro.conf.arg(name="run", metavar="RUN")]
+    model: Annotated[Path, tyro.conf.arg(name="run", metavar="RUN")] = PUBLIC_MODEL
     denoise_only: Annotated[bool, tyro.conf.FlagCreatePairsOff, NO_HINT] = False
     nfe: CountOption = None
     solver: SolverOption = None
@@ -75,12 +77,14 @@ class EnhanceCommand:
         """Clean; returns the exit status."""
         from parivox.backend import get_backend
         from parivox.enhance import enhance_path
+        from parivox.enhance_plan import check_source
         from parivox.hparams import EnhancerHParams
         from parivox.loading import load_for_cleaning
         from parivox.progress import EnhanceProgress
         from parivox.sampling import Sampler
 
         tell, sampling = _Lines(), self._sampling()
+        check_source(self.source)
         loaded = load_for_cleaning(self.model, self.denoise_only, tell)
         backend = get_backend(self.backend, device=self.device, precision=self.precision)
         if isinstance(loaded.hp, EnhancerHParams):

@@ -14,6 +14,7 @@ NO_HINT = tyro.conf.arg(help_behavior_hint="")
 BackendOption = Annotated[Literal["jax", "torch"] | None, NO_HINT]
 DeviceOption = Literal["auto", "cpu", "gpu", "cuda", "tpu"]
 PrecisionOption = Literal["highest", "tf32", "bf16"]
+PUBLIC_MODEL = Path("hub:ResembleAI/resemble-enhance")  # parivox.hub.PUBLIC
 DtypeOption = Literal["float32", "float64"]
 SolverOption = Annotated[Literal["midpoint", "euler", "rk4"] | None, NO_HINT]
 
