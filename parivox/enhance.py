@@ -88,25 +88,53 @@ def clean(
         ConfigError: the overlap exceeds half a chunk, or a duration is not positive.
         ValueError: the model changed the shape.
     """
-    hop, overlap, bucket = _chunk_sizes(chunk_seconds, overlap_seconds, bucket_seconds)
+    hop, overlap, bucket = chunk_sizes(chunk_seconds, overlap_seconds, bucket_seconds)
     rate_out = rate if rate_out is None else rate_out
     length = wav.shape[1] if rate_out == rate else max(1, round(wav.shape[1] * rate_out / rate))
     wav = wav.astype(np.float32, copy=False)
     if rate != WAV_RATE:  # of less than 10 ms the resampler may leave nothing
-        wav = resample(_fit(wav, max(wav.shape[1], rate // 100 + 1)), rate, WAV_RATE)
-    joiner = ChunkJoiner(hop, overlap, WAV_RATE)
+        wav = resample(fit(wav, max(wav.shape[1], shortest(rate))), rate, WAV_RATE)
+    cleaner = ChunkCleaner(model, hop, overlap, bucket)
     parts, chunks = [], split_chunks(wav, hop, overlap)
     for index, chunk in enumerate(chunks):
-        own = model.for_chunk(index) if isinstance(model, ChunkModel) else model
-        parts.append(joiner.push(_clean_chunk(chunk, own, bucket)))
+        parts.append(cleaner.push(chunk))
         if progress:
             progress((index + 1) / len(chunks))
-    out = np.concatenate([*parts, joiner.finish()], axis=-1)
-    return _fit(resample(out, WAV_RATE, rate_out), length)
+    out = np.concatenate([*parts, cleaner.finish()], axis=-1)
+    return fit(resample(out, WAV_RATE, rate_out), length)
 
 
-def _chunk_sizes(chunk: float, overlap: float, bucket: float | None) -> tuple[int, int, int]:
-    """Hop, overlap and bucket in samples at 44,100 Hz, from durations in seconds."""
+class ChunkCleaner:
+    """Runs a model over chunks as they come and joins them; a whole recording and a stream share it."""
+
+    def __init__(self, model: Model | ChunkModel, hop: int, overlap: int, bucket: int = 1) -> None:
+        """Sizes as `chunk_sizes` gives them."""
+        self._model, self._bucket, self._count = model, bucket, 0
+        self._joiner = ChunkJoiner(hop, overlap, WAV_RATE)
+
+    def push(self, chunk: Float[np.ndarray, "c t"]) -> Float[np.ndarray, "c t2"]:
+        """Clean the next chunk of `split_chunks`; returns the samples that are final now, in order."""
+        model = self._model
+        own = model.for_chunk(self._count) if isinstance(model, ChunkModel) else model
+        self._count += 1
+        return self._joiner.push(_clean_chunk(chunk, own, self._bucket))
+
+    def finish(self) -> Float[np.ndarray, "c t"]:
+        """The remaining samples."""
+        return self._joiner.finish()
+
+
+def shortest(rate: int) -> int:
+    """Samples that a recording is filled up to before it is resampled, a little more than 10 ms."""
+    return rate // 100 + 1
+
+
+def chunk_sizes(chunk: float, overlap: float, bucket: float | None = None) -> tuple[int, int, int]:
+    """Hop, overlap and bucket in samples at 44,100 Hz, from durations in seconds.
+
+    Raises:
+        ConfigError: the overlap exceeds half a chunk, or a duration is not positive.
+    """
     if not (chunk > 0 and 0 <= overlap <= chunk / 2):
         raise ConfigError(f"chunks of {chunk} s cannot overlap by {overlap} s; use 0 to half a chunk")
     if bucket is not None and not bucket > 0:
@@ -123,7 +151,7 @@ def _clean_chunk(chunk: np.ndarray, model: Model, bucket: int) -> np.ndarray:
         return np.zeros_like(chunk)
     length = chunk.shape[-1]
     padded = max(-(-length // bucket) * bucket + PADDING, MIN_SAMPLES)
-    out = np.asarray(model(_fit(chunk / np.where(peak > 0, peak, 1), padded)))
+    out = np.asarray(model(fit(chunk / np.where(peak > 0, peak, 1), padded)))
     if out.shape != (chunk.shape[0], padded):
         raise ValueError(f"the model returned shape {out.shape} for {(chunk.shape[0], padded)}")
     if not np.isfinite(out).all():
@@ -131,7 +159,7 @@ def _clean_chunk(chunk: np.ndarray, model: Model, bucket: int) -> np.ndarray:
     return out[:, :length].astype(np.float32) * peak
 
 
-def _fit(wav: np.ndarray, length: int) -> np.ndarray:
+def fit(wav: np.ndarray, length: int) -> np.ndarray:
     """Cut (c, t) to `length` samples, or append zeros."""
     return np.pad(wav[:, :length], [(0, 0), (0, max(0, length - wav.shape[1]))])
 
@@ -181,7 +209,7 @@ def enhance_path(
         AudioError: nothing can be done at all; see `parivox.enhance_plan.plan`.
         ConfigError: see `clean`.
     """
-    _chunk_sizes(chunk_seconds, overlap_seconds, bucket_seconds)
+    chunk_sizes(chunk_seconds, overlap_seconds, bucket_seconds)
     cleaner = partial(
         clean,
         model=model,

@@ -29,14 +29,16 @@ class Loaded:
     about: str
 
 
-def load_for_cleaning(path: Path, denoise_only: bool, message: Callable[[str], object] = print) -> Loaded:
+def load_for_cleaning(
+    path: Path, denoise_only: bool | None, message: Callable[[str], object] = print
+) -> Loaded:
     """An enhancer that has been through both stages, or a denoiser.
 
     Args:
         path: of the model, in any form.
-        denoise_only: take a denoiser, which may be that of an enhancer.
-        message: called with one line for each damaged checkpoint that is skipped, and one for buffers that differ
-            from computed ones.
+        denoise_only: True takes a denoiser, which may be that of an enhancer; False an enhancer; None what there is.
+        message: called with one line for each damaged checkpoint that is skipped, one for buffers that differ
+            from computed ones, and one before a download.
 
     Raises:
         CheckpointError: missing, damaged, or it does not fit its hyperparameters.
@@ -50,13 +52,20 @@ def load_for_cleaning(path: Path, denoise_only: bool, message: Callable[[str], o
             f" enhancer-stage2 NEW_RUN --enhancer-stage1-run-dir {path}"
         )
     if isinstance(hp, EnhancerHParams):
-        if not denoise_only:
-            report_buffers(model, path, message)
-            return Loaded(hp, model.tensors, about)
-        own, prefix = DenoiserHParams(unet_hidden_dim=hp.unet_hidden_dim), "denoiser."
-    elif isinstance(hp, DenoiserHParams) and denoise_only:
-        own, prefix = hp, ""
-    else:
+        if denoise_only:
+            return own_denoiser(Loaded(hp, model.tensors, about))
+        report_buffers(model, path, message)
+        return Loaded(hp, model.tensors, about)
+    if not isinstance(hp, DenoiserHParams) or denoise_only is False:
         raise ConfigError(f"{path}: holds a denoiser; use --denoise-only, or give an enhancer")
-    weights = {name: model.tensors[prefix + name] for name in denoiser_specs(own.unet_hidden_dim)}
-    return Loaded(own, weights, about)
+    names = denoiser_specs(hp.unet_hidden_dim)
+    return Loaded(hp, {name: model.tensors[name] for name in names}, about)
+
+
+def own_denoiser(model: Loaded) -> Loaded:
+    """The denoiser that an enhancer holds, as a model of its own; a denoiser as it is."""
+    if isinstance(model.hp, DenoiserHParams):
+        return model
+    hp = DenoiserHParams(unet_hidden_dim=model.hp.unet_hidden_dim)
+    names = denoiser_specs(hp.unet_hidden_dim)
+    return Loaded(hp, {name: model.weights[f"denoiser.{name}"] for name in names}, model.about)

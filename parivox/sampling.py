@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import get_args
 
 import numpy as np
 from jaxtyping import Float
@@ -37,7 +38,7 @@ class Sampling:
         seed: of all noise.
 
     Raises:
-        ConfigError: a number is out of range; names it and the range.
+        ConfigError: a number is out of range, or the solver unknown; names it and what can be used.
     """
 
     nfe: int | None = None
@@ -48,6 +49,8 @@ class Sampling:
 
     def __post_init__(self) -> None:
         """Check the ranges; a share that is NaN is in none."""
+        if self.solver not in (None, *get_args(Solver)):
+            raise ConfigError(f"--solver is '{self.solver}'; use one of {', '.join(get_args(Solver))}")
         if self.nfe is not None and not 1 <= self.nfe <= MAX_NFE:
             raise ConfigError(f"--nfe is {self.nfe}; use 1 to {MAX_NFE}")
         for name in ("lambd", "tau"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -75,26 +74,23 @@ class EnhanceCommand:
 
     def run(self) -> int:
         """Clean; returns the exit status."""
-        from parivox.backend import get_backend
+        from parivox.cleaner import load
         from parivox.enhance import enhance_path
         from parivox.enhance_plan import check_source
-        from parivox.hparams import EnhancerHParams
-        from parivox.loading import load_for_cleaning
         from parivox.progress import EnhanceProgress
-        from parivox.sampling import Sampler
 
         tell, sampling = _Lines(), self._sampling()
         check_source(self.source)
-        loaded = load_for_cleaning(self.model, self.denoise_only, tell)
-        backend = get_backend(self.backend, device=self.device, precision=self.precision)
-        if isinstance(loaded.hp, EnhancerHParams):
-            call = partial(backend.enhance, backend.load_enhancer(loaded.hp, loaded.weights))
-            model = Sampler(call, loaded.hp, sampling)
-        else:
-            model = partial(backend.denoise, backend.load_denoiser(loaded.hp, loaded.weights))
-        about = backend.describe()
-        where = f"{about['backend']} on {about['device']}"
-        print(f"cleaning with {self.model} ({loaded.about}), {where}", flush=True)
+        cleaner = load(
+            self.model,
+            self.backend,
+            self.device,
+            self.precision,
+            denoise_only=self.denoise_only,
+            message=tell,
+        )
+        model = cleaner.denoiser() if self.denoise_only else cleaner.enhancer(sampling)
+        print(f"cleaning with {cleaner}", flush=True)
         begun = time.monotonic()
         with EnhanceProgress() as progress:
             summary = enhance_path(

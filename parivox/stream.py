@@ -1,0 +1,149 @@
+"""Sound that comes in blocks and leaves in blocks, cleaned with memory for about two chunks.
+
+The same chunks, models and joins as `parivox.enhance.clean`, and the same samples: soxr gives of a stream what it gives
+of a whole recording.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import soxr
+
+from parivox.chunks import WAV_RATE
+from parivox.enhance import ChunkCleaner, ChunkModel, Model, chunk_sizes, fit, shortest
+from parivox.errors import AudioError
+from parivox.samples import checked_rate, checked_wav
+
+
+def clean_stream(
+    blocks: Iterable[np.ndarray],
+    rate: int,
+    model: Model | ChunkModel,
+    *,
+    chunk_seconds: float = 30.0,
+    overlap_seconds: float = 1.0,
+) -> Iterator[np.ndarray]:
+    """Clean blocks as they come.
+
+    A chunk is cleaned once it is full, so what goes in comes out one chunk later, and the rest when the blocks end.
+
+    Args:
+        blocks: floats (t,) or (c, t) each, of any lengths, with as many channels.
+        rate: their rate in Hz.
+        model: see `parivox.enhance.clean`.
+        chunk_seconds: see there.
+        overlap_seconds: see there.
+
+    Returns:
+        Blocks float32 at the same rate, of other lengths than those that went in and together exactly as long.
+
+    Raises:
+        AudioError: the rate is out of range; and, while it runs, a block has another shape or dtype than it should, or
+            holds samples that are not finite.
+        ConfigError: the overlap exceeds half a chunk, or a duration is not positive.
+    """
+    rate = checked_rate(rate)
+    hop, overlap, _ = chunk_sizes(chunk_seconds, overlap_seconds)
+    return _cleaned(_Blocks(blocks), rate, model, hop, overlap)
+
+
+class _Blocks:
+    """Checks blocks and counts their samples, as they pass."""
+
+    def __init__(self, blocks: Iterable[np.ndarray]) -> None:
+        self.taken, self.channels, self.dimensions = 0, 0, 0
+        self._blocks = blocks
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for number, block in enumerate(self._blocks):
+            rows = checked_wav(block, f"block {number}")
+            shape = len(rows), np.ndim(block)
+            if number == 0:
+                self.channels, self.dimensions = shape
+            if shape != (self.channels, self.dimensions):
+                raise AudioError(
+                    f"block {number} has the shape {np.shape(block)}, unlike block 0; give one shape"
+                )
+            self.taken += rows.shape[1]
+            yield rows
+
+    def shaped(self, rows: np.ndarray) -> np.ndarray:
+        """Rows in as many dimensions as the blocks have."""
+        return rows[0] if self.dimensions == 1 else rows
+
+
+def _cleaned(
+    blocks: _Blocks, rate: int, model: Model | ChunkModel, hop: int, overlap: int
+) -> Iterator[np.ndarray]:
+    sound = _resampled(_filled(blocks, rate), rate, WAV_RATE)
+    chunks = _joined(_cut(sound, hop, overlap), ChunkCleaner(model, hop, overlap))
+    given = 0
+    for block in _resampled(chunks, WAV_RATE, rate):
+        block = block[:, : blocks.taken - given]  # what was filled up, or rounded up, at the end
+        given += block.shape[1]
+        if block.size:
+            yield blocks.shaped(block)
+    if given < blocks.taken:
+        yield blocks.shaped(np.zeros((blocks.channels, blocks.taken - given), np.float32))
+
+
+def _filled(blocks: _Blocks, rate: int) -> Iterator[np.ndarray]:
+    """At the end zeros, where there was something and too little for a resampler."""
+    rows = None
+    for rows in blocks:
+        yield rows
+    if rows is not None and rate != WAV_RATE and 0 < blocks.taken < shortest(rate):
+        yield np.zeros((len(rows), shortest(rate) - blocks.taken), np.float32)
+
+
+def _resampled(blocks: Iterator[np.ndarray], rate_in: int, rate_out: int) -> Iterator[np.ndarray]:
+    """Blocks at another rate, together as many samples as `parivox.audio.resample` gives of the whole."""
+    if rate_in == rate_out:
+        yield from blocks
+        return
+    stream, taken, given = None, 0, 0
+    for rows in blocks:
+        stream = stream or soxr.ResampleStream(rate_in, rate_out, len(rows), "float32", "HQ")
+        channels = len(rows)
+        taken += rows.shape[1]
+        out = _turned(stream, rows)
+        given += out.shape[1]
+        yield out
+    if stream is not None:
+        rest = _turned(stream, np.zeros((channels, 0), np.float32), last=True)
+        yield fit(rest, max(0, round(taken * rate_out / rate_in) - given))
+
+
+def _turned(stream: soxr.ResampleStream, rows: np.ndarray, last: bool = False) -> np.ndarray:
+    """(c, t) through a resampler, which takes (t, c)."""
+    out = stream.resample_chunk(np.ascontiguousarray(rows.T), last=last)
+    return out.reshape(-1, len(rows)).T
+
+
+def _cut(blocks: Iterator[np.ndarray], hop: int, overlap: int) -> Iterator[np.ndarray]:
+    """The chunks of `parivox.chunks.split_chunks`, each as soon as it is full."""
+    held: list[np.ndarray] = []
+    length, shared = 0, 0  # of what is held; of that, what the chunk before has had
+    for rows in blocks:
+        held.append(rows.copy())  # whoever made the block may fill it anew
+        length += rows.shape[1]
+        if length < hop + overlap:
+            continue
+        wav = np.concatenate(held, axis=1)
+        while wav.shape[1] >= hop + overlap:
+            yield wav[:, : hop + overlap]
+            wav, shared = wav[:, hop:], overlap
+        held, length = [wav.copy()], wav.shape[1]  # a view would keep all of it alive
+        del wav
+    if length > shared:
+        yield np.concatenate(held, axis=1)
+
+
+def _joined(chunks: Iterator[np.ndarray], cleaner: ChunkCleaner) -> Iterator[np.ndarray]:
+    chunk = None
+    for chunk in chunks:
+        yield cleaner.push(chunk)
+    if chunk is not None:
+        yield cleaner.finish()
