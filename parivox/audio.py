@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,6 @@ from jaxtyping import Float
 
 from parivox.atomic import replacing
 from parivox.audio_formats import (
-    AUDIO_SUFFIXES,
     DEFAULT_SUBTYPES,
     FLOAT_SUBTYPES,
     INTEGER_BITS,
@@ -96,18 +95,23 @@ def _magic(path: Path) -> bytes:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[sf.SoundFile, AudioInfo]]:
-    """An open file with its checked header; decoder errors inside become AudioError."""
-    quiet = nullcontext() if _magic(path) in _NOT_MPEG else _stderr_closed()
-    with quiet:
+def _decoding(path: Path, mpeg: bool) -> Iterator[None]:
+    """Errors of the decoder inside become AudioError; that of MPEG is kept quiet."""
+    with _stderr_closed() if mpeg else nullcontext():
         try:
-            with sf.SoundFile(path) as file:
-                yield file, _checked_info(path, file)
+            yield
         except (sf.LibsndfileError, TypeError) as error:  # TypeError: soundfile takes *.raw for headerless
             raise AudioError(
                 f"{path}: cannot be decoded{_reason(error)}, it is truncated, damaged or not audio; "
                 "give a whole WAV, FLAC, OGG or MP3 file"
             ) from error
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[sf.SoundFile, AudioInfo]]:
+    """An open file with its checked header."""
+    with _decoding(path, _magic(path) not in _NOT_MPEG), sf.SoundFile(path) as file:
+        yield file, _checked_info(path, file)
 
 
 def _reason(error: Exception) -> str:
@@ -182,15 +186,43 @@ def read_audio(
             raise AudioError(f"{path}: has no sample {start}, it holds {info.frames}; start earlier")
         count = info.frames - start if frames is None else min(frames, info.frames - start)
         _seek(file, start)
-        samples = file.read(count, dtype="float32", always_2d=True)
+        return _read(path, file, count, start), info.rate
+
+
+def read_blocks(path: str | Path, frames: int = BLOCK) -> Iterator[Float[np.ndarray, "c t"]]:
+    """Decode a whole file in blocks, with memory for one.
+
+    Args:
+        path: as `read_audio`.
+        frames: samples of each channel in a block; the last may be shorter.
+
+    Raises:
+        AudioError: as `read_audio`, when the block is reached that shows it.
+    """
+    path = Path(path)
+    mpeg = _magic(path) not in _NOT_MPEG
+    with _decoding(path, mpeg):
+        file = sf.SoundFile(path)
+    with file:
+        with _decoding(path, mpeg):
+            count = _checked_info(path, file).frames
+        for start in range(0, count, frames):
+            with _decoding(path, mpeg):  # not around the yield: whoever takes the block may write on stderr
+                block = _read(path, file, min(frames, count - start), start)
+            yield block
+
+
+def _read(path: Path, file: sf.SoundFile, count: int, start: int) -> np.ndarray:
+    """The next samples (c, count); `start` is the number of the first."""
+    samples = file.read(count, dtype="float32", always_2d=True)
     if len(samples) < count:
         raise AudioError(
-            f"{path}: truncated, its header promises {info.frames} samples and decoding stopped at "
+            f"{path}: truncated, its header promises {file.frames} samples and decoding stopped at "
             f"{start + len(samples)}; copy it again"
         )
     if not np.isfinite(samples).all():
         raise AudioError(f"{path}: holds samples that are NaN or infinite; export it again from its source")
-    return np.ascontiguousarray(samples.T), info.rate
+    return np.ascontiguousarray(samples.T)
 
 
 def _seek(file: sf.SoundFile, start: int) -> None:
@@ -267,24 +299,58 @@ def write_audio(
         AudioError: the target cannot be written, the container cannot hold the rate, channels or
             coding, or the samples are empty, not finite or beyond full scale.
     """
+    _check_samples(Path(path), wav, subtype or DEFAULT_SUBTYPES[output_format(Path(path), format)])
+    write_blocks(path, [wav], wav.shape[0], wav.shape[1], rate, format, subtype)
+
+
+def write_blocks(
+    path: str | Path,
+    blocks: Iterable[Float[np.ndarray, "c t"]],
+    channels: int,
+    frames: int,
+    rate: int,
+    format: str | None = None,
+    subtype: str | None = None,
+) -> None:
+    """`write_audio` for samples that come in blocks (c, t) and need not fit into memory.
+
+    Args:
+        path: as there.
+        blocks: of any lengths, together `frames` samples, finite and within full scale.
+        channels: of each block.
+        frames: samples of each channel.
+        rate: as there.
+        format: as there.
+        subtype: as there.
+
+    Raises:
+        AudioError: as there, but the samples are not looked at; what the blocks raise goes through.
+    """
     path = Path(path)
     container = output_format(path, format)
     subtype = subtype or DEFAULT_SUBTYPES[container]
-    check_writable(path, container, subtype, rate, wav.shape[0])
-    _check_samples(path, wav, subtype)
-    if container == "WAV" and wav.size * 8 > WAV_BYTES:
+    check_writable(path, container, subtype, rate, channels)
+    if container == "WAV" and channels * frames * 8 > WAV_BYTES:
         container = "RF64"
     try:
         with replacing(path) as temporary:
-            _encode(temporary, wav, rate, container, subtype)
-            if probe(temporary).frames != wav.shape[1]:
+            _encode(temporary, blocks, channels, rate, container, subtype)
+            if _stored(temporary) != frames:
                 raise OSError(0, SHORT_WRITE)
-    except (OSError, sf.LibsndfileError, AssertionError, AudioError) as error:
+    except (OSError, sf.LibsndfileError, AssertionError) as error:
         # AssertionError is soundfile's way to say that fewer samples were stored than given.
         reason = getattr(error, "strerror", None) or _reason(error).strip(" ()") or SHORT_WRITE
         raise AudioError(
             f"{path}: cannot be written ({reason}); check that the folder is writable and the disk has space"
         ) from error
+
+
+def _stored(path: Path) -> int:
+    """Samples of each channel in a file that was just written; 0 where nothing can be read from it."""
+    try:
+        return probe(path).frames
+    except AudioError:
+        return 0
 
 
 def _check_samples(path: Path, wav: np.ndarray, subtype: str) -> None:
@@ -298,11 +364,14 @@ def _check_samples(path: Path, wav: np.ndarray, subtype: str) -> None:
         raise AudioError(f"{path}: not written, its peak {peak:.3g} is beyond full scale; scale it down to 1")
 
 
-def _encode(path: Path, wav: np.ndarray, rate: int, container: str, subtype: str) -> None:
-    """Encode in blocks."""
-    with sf.SoundFile(path, "w", rate, wav.shape[0], subtype, format=container) as file:
-        for begin in range(0, wav.shape[1], BLOCK):
-            file.write(_to_integers(wav[:, begin : begin + BLOCK].T, subtype))
+def _encode(
+    path: Path, blocks: Iterable[np.ndarray], channels: int, rate: int, container: str, subtype: str
+) -> None:
+    """Encode in blocks that libsndfile can take."""
+    with sf.SoundFile(path, "w", rate, channels, subtype, format=container) as file:
+        for wav in blocks:
+            for begin in range(0, wav.shape[1], BLOCK):
+                file.write(_to_integers(wav[:, begin : begin + BLOCK].T, subtype))
 
 
 def _to_integers(block: np.ndarray, subtype: str) -> np.ndarray:
@@ -316,22 +385,3 @@ def _to_integers(block: np.ndarray, subtype: str) -> np.ndarray:
     half = 2.0 ** (bits - 1)
     steps = np.clip(np.rint(block.astype(np.float64) * half), -half, half - 1).astype(np.int64)
     return np.ascontiguousarray((steps << (32 - bits)).astype(np.int32))
-
-
-def find_audio(folder: str | Path) -> list[Path]:
-    """All audio files below a folder, sorted; hidden files and folders are left out.
-
-    Raises:
-        AudioError: the folder is missing or is not a folder.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise AudioError(f"{folder}: is not a folder; check the path")
-    found = [
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in AUDIO_SUFFIXES
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and path.is_file()
-    ]
-    return sorted(found)

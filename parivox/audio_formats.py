@@ -1,4 +1,4 @@
-"""Which audio containers Parivox writes, and what each can hold."""
+"""Which audio containers Parivox reads and writes, what each can hold, and where such files are."""
 
 from __future__ import annotations
 
@@ -59,3 +59,22 @@ def check_writable(path: str | Path, format: str, subtype: str, rate: int, chann
     limit = CHANNEL_LIMITS.get(format, 1024)
     if not 0 < channels <= limit:
         raise AudioError(f"{path}: {format} holds at most {limit} channels, not {channels}; write .wav")
+
+
+def find_audio(folder: str | Path) -> list[Path]:
+    """All audio files below a folder, sorted; hidden files and folders are left out.
+
+    Raises:
+        AudioError: the folder is missing or is not a folder.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise AudioError(f"{folder}: is not a folder; check the path")
+    found = [
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in AUDIO_SUFFIXES
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and path.is_file()
+    ]
+    return sorted(found)

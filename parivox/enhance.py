@@ -1,25 +1,20 @@
-"""Clean arrays, files and folders with any model that maps (b, t) samples at 44,100 Hz to as many.
+"""Clean arrays with any model that maps (b, t) samples at 44,100 Hz to as many.
 
-Everything but the model is here: resampling, chunks, normalisation, padding, joining, files. Nothing
-depends on a backend.
+Everything but the model is here: resampling, chunks, normalisation, padding, joining. Nothing depends on a
+backend. `parivox.stream` does the same block by block, and `parivox.enhance_files` with files.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
 
-from parivox.audio import probe, read_audio, resample, write_audio
-from parivox.audio_formats import FLOAT_SUBTYPES, check_writable, kept_subtype
+from parivox.audio import resample
 from parivox.chunks import WAV_RATE, ChunkJoiner, split_chunks
-from parivox.enhance_plan import Job, plan
-from parivox.errors import AudioError, ConfigError, ParivoxError
+from parivox.errors import AudioError, ConfigError
 
 Model = Callable[[np.ndarray], np.ndarray]
 """(b, t) float32 at 44,100 Hz -> (b, t), each row on its own."""
@@ -39,19 +34,6 @@ PADDING = 441
 
 MIN_SAMPLES = 841
 """Shortest input of a model: the denoiser's STFT reflects 840 samples at each end."""
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What became of each file.
-
-    Attributes:
-        done: the outputs written.
-        failed: each input that was not cleaned, with the reason in one line.
-    """
-
-    done: list[Path] = field(default_factory=list)
-    failed: list[tuple[Path, str]] = field(default_factory=list)
 
 
 def clean(
@@ -90,7 +72,7 @@ def clean(
     """
     hop, overlap, bucket = chunk_sizes(chunk_seconds, overlap_seconds, bucket_seconds)
     rate_out = rate if rate_out is None else rate_out
-    length = wav.shape[1] if rate_out == rate else max(1, round(wav.shape[1] * rate_out / rate))
+    length = output_length(wav.shape[1], rate, rate_out)
     wav = wav.astype(np.float32, copy=False)
     if rate != WAV_RATE:  # of less than 10 ms the resampler may leave nothing
         wav = resample(fit(wav, max(wav.shape[1], shortest(rate))), rate, WAV_RATE)
@@ -122,6 +104,11 @@ class ChunkCleaner:
     def finish(self) -> Float[np.ndarray, "c t"]:
         """The remaining samples."""
         return self._joiner.finish()
+
+
+def output_length(length: int, rate: int, rate_out: int) -> int:
+    """Samples of the result for so many at `rate`: as many where the rate is kept, else at least one."""
+    return length if rate_out == rate else max(1, round(length * rate_out / rate))
 
 
 def shortest(rate: int) -> int:
@@ -162,130 +149,3 @@ def _clean_chunk(chunk: np.ndarray, model: Model, bucket: int) -> np.ndarray:
 def fit(wav: np.ndarray, length: int) -> np.ndarray:
     """Cut (c, t) to `length` samples, or append zeros."""
     return np.pad(wav[:, :length], [(0, 0), (0, max(0, length - wav.shape[1]))])
-
-
-def _ignore_message(line: str) -> None:
-    """Take a message and do nothing."""
-
-
-def _ignore_progress(done: float, total: float) -> None:
-    """Take a progress report and do nothing."""
-
-
-def enhance_path(
-    source: str | Path,
-    target: str | Path,
-    model: Model | ChunkModel,
-    *,
-    rate: int | None = None,
-    format: str | None = None,
-    chunk_seconds: float = 30.0,
-    overlap_seconds: float = 1.0,
-    bucket_seconds: float | None = None,
-    message: Callable[[str], None] = _ignore_message,
-    progress: Callable[[float, float], None] = _ignore_progress,
-) -> Summary:
-    """Clean a file, or every audio file below a folder, keeping channels, length and sample coding.
-
-    One bad file does not stop the others. Outputs appear whole or not at all. An output that would clip
-    is scaled down as a whole, with a message.
-
-    Args:
-        source: a file or a folder.
-        target: for a file, the output file or an existing folder; for a folder, the output folder.
-        model: see `clean`.
-        rate: sample rate of the outputs in Hz; None keeps each file's own.
-        format: `wav`, `flac`, `ogg` or `mp3`; None keeps each file's suffix.
-        chunk_seconds: see `clean`.
-        overlap_seconds: see `clean`.
-        bucket_seconds: see `clean`.
-        message: gets one line for each file that fails or is scaled down.
-        progress: gets seconds of audio done and in total, after each chunk.
-
-    Returns:
-        Outputs written and inputs that failed.
-
-    Raises:
-        AudioError: nothing can be done at all; see `parivox.enhance_plan.plan`.
-        ConfigError: see `clean`.
-    """
-    chunk_sizes(chunk_seconds, overlap_seconds, bucket_seconds)
-    cleaner = partial(
-        clean,
-        model=model,
-        chunk_seconds=chunk_seconds,
-        overlap_seconds=overlap_seconds,
-        bucket_seconds=bucket_seconds,
-    )
-    summary = Summary()
-    ready = _check_inputs(plan(Path(source), Path(target), format), rate, summary, message)
-    done, total = 0.0, sum(item.seconds for item in ready)
-    for item in ready:
-        report = partial(_report, progress, done, item.seconds, total)
-        try:
-            _run(item, cleaner, report, message)
-            summary.done.append(item.job.target)
-        except ParivoxError as error:
-            _fail(item.job, error, summary, message)
-        done += item.seconds
-        progress(done, total)
-    return summary
-
-
-@dataclass(frozen=True)
-class _Ready:
-    """A job whose input has a sound header: length in seconds, output rate in Hz, output coding."""
-
-    job: Job
-    seconds: float
-    rate: int
-    subtype: str
-
-
-def _check_inputs(
-    jobs: list[Job], rate: int | None, summary: Summary, message: Callable[[str], None]
-) -> list[_Ready]:
-    """Look at every header before anything is computed; a bad file is noted and left out."""
-    ready = []
-    for job in jobs:
-        try:
-            info = probe(job.source)
-            rate_out = info.rate if rate is None else rate
-            subtype = kept_subtype(job.format, info.subtype)
-            check_writable(job.target, job.format, subtype, rate_out, info.channels)
-            ready.append(_Ready(job, info.frames / info.rate, rate_out, subtype))
-        except ParivoxError as error:
-            _fail(job, error, summary, message)
-    return ready
-
-
-def _run(
-    item: _Ready,
-    cleaner: Callable[..., np.ndarray],
-    report: Callable[[float], None],
-    message: Callable[[str], None],
-) -> None:
-    """Read, clean and write one file, scaled down as a whole where integers would clip."""
-    wav, rate = read_audio(item.job.source)
-    wav = cleaner(wav, rate, rate_out=item.rate, progress=report)
-    peak = float(np.abs(wav).max())
-    if peak > 1 and item.subtype not in FLOAT_SUBTYPES:
-        wav = wav / peak
-        message(f"{item.job.target}: scaled down by {20 * np.log10(peak):.2f} dB, its peak would clip")
-    write_audio(item.job.target, wav, item.rate, item.job.format, item.subtype)
-
-
-def _report(
-    progress: Callable[[float, float], None], before: float, length: float, total: float, share: float
-) -> None:
-    """Turn a share of one file into seconds of the whole job."""
-    progress(before + share * length, total)
-
-
-def _fail(job: Job, error: ParivoxError, summary: Summary, message: Callable[[str], None]) -> None:
-    """Note a failed file, once in the summary and once as a message that names it."""
-    reason = str(error)
-    if str(job.source) not in reason and str(job.target) not in reason:
-        reason = f"{job.source}: {reason}"
-    summary.failed.append((job.source, reason))
-    message(reason)

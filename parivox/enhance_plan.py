@@ -6,8 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from parivox.audio import find_audio
-from parivox.audio_formats import output_format
+from parivox.audio_formats import find_audio, output_format
 from parivox.errors import AudioError
 
 

@@ -6,13 +6,13 @@ of a whole recording.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import soxr
 
 from parivox.chunks import WAV_RATE
-from parivox.enhance import ChunkCleaner, ChunkModel, Model, chunk_sizes, fit, shortest
+from parivox.enhance import ChunkCleaner, ChunkModel, Model, chunk_sizes, fit, output_length, shortest
 from parivox.errors import AudioError
 from parivox.samples import checked_rate, checked_wav
 
@@ -24,6 +24,9 @@ def clean_stream(
     *,
     chunk_seconds: float = 30.0,
     overlap_seconds: float = 1.0,
+    rate_out: int | None = None,
+    bucket_seconds: float | None = None,
+    progress: Callable[[float], None] | None = None,
 ) -> Iterator[np.ndarray]:
     """Clean blocks as they come.
 
@@ -35,9 +38,12 @@ def clean_stream(
         model: see `parivox.enhance.clean`.
         chunk_seconds: see there.
         overlap_seconds: see there.
+        rate_out: rate of the result in Hz; None keeps `rate`.
+        bucket_seconds: see there.
+        progress: called after each chunk with the seconds of sound that were taken so far.
 
     Returns:
-        Blocks float32 at the same rate, of other lengths than those that went in and together exactly as long.
+        Blocks float32, of other lengths than those that went in and together as long as what `clean` gives.
 
     Raises:
         AudioError: the rate is out of range; and, while it runs, a block has another shape or dtype than it should, or
@@ -45,8 +51,10 @@ def clean_stream(
         ConfigError: the overlap exceeds half a chunk, or a duration is not positive.
     """
     rate = checked_rate(rate)
-    hop, overlap, _ = chunk_sizes(chunk_seconds, overlap_seconds)
-    return _cleaned(_Blocks(blocks), rate, model, hop, overlap)
+    rate_out = rate if rate_out is None else checked_rate(rate_out)
+    hop, overlap, bucket = chunk_sizes(chunk_seconds, overlap_seconds, bucket_seconds)
+    cleaner = ChunkCleaner(model, hop, overlap, bucket)
+    return _cleaned(_Blocks(blocks), rate, rate_out, cleaner, hop, overlap, progress)
 
 
 class _Blocks:
@@ -75,18 +83,27 @@ class _Blocks:
 
 
 def _cleaned(
-    blocks: _Blocks, rate: int, model: Model | ChunkModel, hop: int, overlap: int
+    blocks: _Blocks,
+    rate: int,
+    rate_out: int,
+    cleaner: ChunkCleaner,
+    hop: int,
+    overlap: int,
+    progress: Callable[[float], None] | None,
 ) -> Iterator[np.ndarray]:
-    sound = _resampled(_filled(blocks, rate), rate, WAV_RATE)
-    chunks = _joined(_cut(sound, hop, overlap), ChunkCleaner(model, hop, overlap))
+    sound = resampled(_filled(blocks, rate), rate, WAV_RATE)
     given = 0
-    for block in _resampled(chunks, WAV_RATE, rate):
-        block = block[:, : blocks.taken - given]  # what was filled up, or rounded up, at the end
+    for block in resampled(_joined(_cut(sound, hop, overlap), cleaner), WAV_RATE, rate_out):
+        # What was filled up, or rounded up, at the end is cut off.
+        block = block[:, : output_length(blocks.taken, rate, rate_out) - given]
         given += block.shape[1]
+        if progress:
+            progress(blocks.taken / rate)
         if block.size:
             yield blocks.shaped(block)
-    if given < blocks.taken:
-        yield blocks.shaped(np.zeros((blocks.channels, blocks.taken - given), np.float32))
+    missing = output_length(blocks.taken, rate, rate_out) - given
+    if missing and blocks.taken:
+        yield blocks.shaped(np.zeros((blocks.channels, missing), np.float32))
 
 
 def _filled(blocks: _Blocks, rate: int) -> Iterator[np.ndarray]:
@@ -98,8 +115,8 @@ def _filled(blocks: _Blocks, rate: int) -> Iterator[np.ndarray]:
         yield np.zeros((len(rows), shortest(rate) - blocks.taken), np.float32)
 
 
-def _resampled(blocks: Iterator[np.ndarray], rate_in: int, rate_out: int) -> Iterator[np.ndarray]:
-    """Blocks at another rate, together as many samples as `parivox.audio.resample` gives of the whole."""
+def resampled(blocks: Iterator[np.ndarray], rate_in: int, rate_out: int) -> Iterator[np.ndarray]:
+    """Blocks (c, t) at another rate, together the samples that `parivox.audio.resample` gives of the whole."""
     if rate_in == rate_out:
         yield from blocks
         return

@@ -12,16 +12,14 @@ import pytest
 import soundfile as sf
 
 from parivox.audio import (
-    AUDIO_SUFFIXES,
     AudioInfo,
-    find_audio,
     peak_normalize,
     probe,
     read_audio,
     resample,
     write_audio,
 )
-from parivox.audio_formats import MP3_RATES, kept_subtype, output_format
+from parivox.audio_formats import AUDIO_SUFFIXES, MP3_RATES, find_audio, kept_subtype, output_format
 from parivox.errors import AudioError
 
 RATES = (8000, 16_000, 22_050, 44_100, 48_000, 96_000)

@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from parivox.audio import find_audio, probe, read_audio
+from parivox.audio import probe, read_audio
+from parivox.audio_formats import find_audio
 from parivox.data import make_demo_data, validation_batches
 from parivox.data.demo import NOISES, ROOMS
 from parivox.data.voice import pulses, speak

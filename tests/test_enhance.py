@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import soundfile as sf
 
-from parivox.audio import AUDIO_SUFFIXES, probe, read_audio, write_audio
-from parivox.audio_formats import MP3_RATES
-from parivox.enhance import MIN_SAMPLES, PADDING, Summary, clean, enhance_path
+from parivox.audio import probe, read_audio, write_audio
+from parivox.audio_formats import AUDIO_SUFFIXES, MP3_RATES
+from parivox.enhance import MIN_SAMPLES, PADDING, clean
+from parivox.enhance_files import FileOptions, Summary, enhance_path
 from parivox.errors import AudioError, ConfigError
 
 RATES = (8000, 16_000, 22_050, 44_100, 48_000, 96_000)
@@ -156,7 +157,7 @@ def test_a_file_keeps_rate_channels_length_and_coding(tmp_path, suffix, rate, ch
 def test_an_identity_model_gives_the_same_samples_back(tmp_path, subtype):
     source, target = tmp_path / "a.wav", tmp_path / "b.wav"
     write_audio(source, tone(2, 100_000, 44_100), 44_100, subtype=subtype)
-    enhance_path(source, target, identity, chunk_seconds=1.0, overlap_seconds=0.1)
+    enhance_path(source, target, identity, FileOptions(chunk_seconds=1.0, overlap_seconds=0.1))
     assert probe(source) == probe(target)
     atol = 1e-7 if subtype == "FLOAT" else 0
     np.testing.assert_allclose(read_audio(target)[0], read_audio(source)[0], rtol=0, atol=atol)
@@ -167,7 +168,7 @@ def test_the_suffix_of_the_output_decides_and_the_rate_can_be_chosen(tmp_path, s
     source = tmp_path / "a.wav"
     write_audio(source, tone(2, 22_051, 22_050), 22_050, subtype="PCM_24")
     target = tmp_path / f"b{suffix}"
-    assert enhance_path(source, target, identity, rate=48_000).done == [target]
+    assert enhance_path(source, target, identity, FileOptions(rate=48_000)).done == [target]
     info = probe(target)
     assert (info.rate, info.channels, info.frames) == (48_000, 2, round(22_051 * 48_000 / 22_050))
     expected = {".wav": "PCM_24", ".flac": "PCM_24", ".ogg": "VORBIS", ".mp3": "MPEG_LAYER_III"}
@@ -178,9 +179,11 @@ def test_a_file_into_a_folder_keeps_its_name(tmp_path):
     source, folder = tmp_path / "a.wav", tmp_path / "out"
     write_audio(source, tone(1, 1000, 16_000), 16_000)
     assert enhance_path(source, folder, identity).done == [folder / "a.wav"]  # made: no suffix
-    assert enhance_path(source, folder, identity, format="flac").done == [folder / "a.flac"]  # exists
+    assert enhance_path(source, folder, identity, FileOptions(format="flac")).done == [
+        folder / "a.flac"
+    ]  # exists
     with pytest.raises(AudioError, match="disagree"):
-        enhance_path(source, tmp_path / "x.ogg", identity, format="flac")
+        enhance_path(source, tmp_path / "x.ogg", identity, FileOptions(format="flac"))
     with pytest.raises(AudioError, match="cannot write 'aac'"):
         enhance_path(source, tmp_path / "x.aac", identity)
 
@@ -266,10 +269,13 @@ def test_a_model_that_fails_on_one_file_names_it(tmp_path):
 def test_a_rate_that_the_format_cannot_hold_fails_before_computing(tmp_path):
     write_audio(tmp_path / "in" / "a.wav", tone(1, 2000, 96_000), 96_000)
     model = Recorder()
-    summary = enhance_path(tmp_path / "in", tmp_path / "out", model, format="mp3")
+    summary = enhance_path(tmp_path / "in", tmp_path / "out", model, FileOptions(format="mp3"))
     assert summary.done == [] and model.seen == []
     assert "MP3 has no sample rate 96000" in summary.failed[0][1]
-    assert enhance_path(tmp_path / "in", tmp_path / "out", model, format="mp3", rate=48_000).failed == []
+    assert (
+        enhance_path(tmp_path / "in", tmp_path / "out", model, FileOptions(format="mp3", rate=48_000)).failed
+        == []
+    )
 
 
 @pytest.fixture
@@ -301,14 +307,14 @@ def test_a_job_that_cannot_be_done_is_one_clear_line(tree, source, target, forma
     before = sorted(tree.rglob("*"))
     model = Recorder()
     with pytest.raises(AudioError) as error:
-        enhance_path(tree / source, tree / target, model, format=format)
+        enhance_path(tree / source, tree / target, model, FileOptions(format=format))
     assert expected in str(error.value) and "\n" not in str(error.value)
     assert model.seen == [] and sorted(tree.rglob("*")) == before
 
 
 def test_both_names_of_a_clash_are_given(tree):
     with pytest.raises(AudioError) as error:
-        enhance_path(tree / "in", tree / "out", identity, format="ogg")
+        enhance_path(tree / "in", tree / "out", identity, FileOptions(format="ogg"))
     assert str(tree / "in" / "a.wav") in str(error.value) and str(tree / "in" / "a.flac") in str(error.value)
 
 

@@ -23,7 +23,7 @@ from parivox.commands.options import (
 from parivox.errors import ConfigError
 
 if TYPE_CHECKING:
-    from parivox.enhance import Summary
+    from parivox.enhance_files import Summary
     from parivox.sampling import Sampling
 
 
@@ -53,6 +53,11 @@ class EnhanceCommand:
         format: Format of the outputs; by default each file's own, or what the output's name says.
         chunk_seconds: How much the model hears at once; a longer chunk takes more memory.
         overlap_seconds: How much neighbouring chunks share.
+        mono: Clean the mean of the channels instead of each.
+        mix: How much of the original is kept, 0 to 1.
+        skip_existing: Pass over files whose output is there already.
+        keep_going: Clean the others when a file fails; so it is by default.
+        fail_fast: End when a file fails.
     """
 
     source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="IN")]
@@ -71,15 +76,32 @@ class EnhanceCommand:
     format: Annotated[Literal["wav", "flac", "ogg", "mp3"] | None, NO_HINT] = None
     chunk_seconds: float = 30.0
     overlap_seconds: float = 1.0
+    mono: Annotated[bool, tyro.conf.FlagCreatePairsOff, NO_HINT] = False
+    mix: float = 0.0
+    skip_existing: Annotated[bool, tyro.conf.FlagCreatePairsOff, NO_HINT] = False
+    keep_going: Annotated[bool, tyro.conf.FlagCreatePairsOff, NO_HINT] = False
+    fail_fast: Annotated[bool, tyro.conf.FlagCreatePairsOff, NO_HINT] = False
 
     def run(self) -> int:
         """Clean; returns the exit status."""
         from parivox.cleaner import load
-        from parivox.enhance import enhance_path
+        from parivox.enhance_files import FileOptions, enhance_path
         from parivox.enhance_plan import check_source
         from parivox.progress import EnhanceProgress
 
         tell, sampling = _Lines(), self._sampling()
+        options = FileOptions(
+            rate=self.rate,
+            format=self.format,
+            chunk_seconds=self.chunk_seconds,
+            overlap_seconds=self.overlap_seconds,
+            mono=self.mono,
+            mix=self.mix,
+            skip_existing=self.skip_existing,
+            keep_going=not self.fail_fast,
+        )
+        if self.keep_going and self.fail_fast:
+            raise ConfigError("--keep-going and --fail-fast exclude each other; leave out one")
         check_source(self.source)
         cleaner = load(
             self.model,
@@ -97,10 +119,7 @@ class EnhanceCommand:
                 self.source,
                 self.target,
                 model,
-                rate=self.rate,
-                format=self.format,
-                chunk_seconds=self.chunk_seconds,
-                overlap_seconds=self.overlap_seconds,
+                options,
                 message=tell,
                 progress=progress.update,
             )
@@ -133,8 +152,14 @@ class _Lines:
 
 
 def _summary_line(summary: Summary, target: Path, audio: float, seconds: float) -> str:
-    count, failed = len(summary.done), len(summary.failed)
-    files = f"{count} file{'' if count == 1 else 's'} cleaned" + (f", {failed} failed" if failed else "")
+    count = len(summary.done)
+    files = f"{count} file{'' if count == 1 else 's'} cleaned"
+    for paths, word in (
+        (summary.failed, "failed"),
+        (summary.skipped, "there already"),
+        (summary.left, "not begun"),
+    ):
+        files += f", {len(paths)} {word}" if paths else ""
     if not count:
         return files
     place = summary.done[0] if count == 1 else target

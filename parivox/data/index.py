@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from parivox.audio import find_audio
+from parivox.audio_formats import find_audio
 from parivox.errors import DataError
 from parivox.hparams import EnhancerHParams, HParams
 
