@@ -128,6 +128,7 @@ class JaxBackend:
     """JAX on one device, or with a mesh on several, of this process or of many."""
 
     name = "jax"
+    compiles = True
 
     def __init__(
         self,
@@ -287,10 +288,10 @@ class JaxBackend:
         with self._scope():
             return load_denoiser(weights, hp.unet_hidden_dim, self.dtype.name, self.precision)
 
-    def denoise(self, model: DenoiserModel, wav: np.ndarray) -> np.ndarray:
+    def denoise(self, model: DenoiserModel, wav: np.ndarray, lengths: np.ndarray | None = None) -> np.ndarray:
         """Denoise (b, t) at 44,100 Hz."""
         with self._scope():
-            return model(wav)
+            return model(wav, lengths)
 
     def load_enhancer(self, hp: EnhancerHParams, weights: NamedArrays) -> EnhancerModel:
         """An enhancer for inference from named arrays."""
@@ -307,10 +308,11 @@ class JaxBackend:
         blend: np.ndarray | None,
         method: Solver,
         nfe: int,
+        lengths: np.ndarray | None = None,
     ) -> np.ndarray:
         """Enhance (b, t) at 44,100 Hz."""
         with self._scope():
-            return model(wav, prior, noise, tau, blend, method, nfe)
+            return model(wav, prior, noise, tau, blend, method, nfe, lengths)
 
     def _put(self, x: np.ndarray) -> jax.Array:
         return jnp.asarray(x, self.dtype)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Complex, Float
 
+from jax_impl.ends import ends, padded
 from parivox.features import NORMALIZE_EPS, SAMPLE_RATE, MelSpec, StftSpec, hann_window, mel_filter_bank
 
 __all__ = [
@@ -79,19 +80,26 @@ def stft(
     half = spec.n_fft // 2
     if spec.pad_mode == "reflect" and x.shape[-1] <= half:
         raise ValueError(f"reflect padding needs more than {half} samples, got {x.shape[-1]}")
-    padded = jnp.pad(x, ((0, 0), (half, half)), mode=spec.pad_mode)
+    wide = padded(x[..., None], half, half, spec.pad_mode)[..., 0]
     table = hann_window(spec.n_fft) if window is None else window
-    return spectra(frame(padded, spec.n_fft, spec.hop), table).swapaxes(1, 2)
+    return spectra(frame(wide, spec.n_fft, spec.hop), table).swapaxes(1, 2)
 
 
 def istft(z: Complex[Array, "b f n"], spec: StftSpec) -> Float[Array, "b t"]:
-    """Inverse of `stft` by weighted overlap-add (Griffin and Lim, 1984); t = hop * (n - 1) samples."""
+    """Inverse of `stft` by weighted overlap-add (Griffin and Lim, 1984); t = hop * (n - 1) samples.
+
+    The last frame stands at a row's end; what comes out beyond it means nothing.
+    """
     frames = jnp.fft.irfft(z.swapaxes(1, 2), n=spec.n_fft)
     window = jnp.asarray(hann_window(spec.n_fft), frames.dtype)
     count = frames.shape[1]
-    weight = overlap_add(jnp.broadcast_to(window**2, (1, count, spec.n_fft)), spec.hop)
+    squares = jnp.broadcast_to(window**2, (1, count, spec.n_fft))
+    if (last := ends(count - 1)) is not None:
+        there = (jnp.arange(count) <= last[:, None])[..., None]
+        frames, squares = jnp.where(there, frames, 0), jnp.where(there, squares, 0)
     keep = slice(spec.n_fft // 2, spec.n_fft // 2 + spec.hop * (count - 1))
-    return overlap_add(frames * window, spec.hop)[:, keep] / weight[:, keep]
+    weight = overlap_add(squares, spec.hop)[:, keep]
+    return overlap_add(frames * window, spec.hop)[:, keep] / jnp.where(weight > 0, weight, 1)
 
 
 def magnitude_phase(

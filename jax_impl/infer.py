@@ -8,8 +8,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
+from jax_impl.ends import ending, kept
 from jax_impl.model.weight_norm import fold
 from jax_impl.objective import bind
 from jax_impl.precision import arithmetic, platform
@@ -26,11 +27,11 @@ from parivox.hparams import EnhancerHParams
 
 __all__ = ["DenoiserModel", "EnhancerModel", "load_denoiser", "load_enhancer"]
 
-DenoiserModel = Callable[[Float[np.ndarray, "b t"]], Float[np.ndarray, "b t"]]
-"""(b, t) at 44,100 Hz on the host -> denoised (b, t) on the host."""
+DenoiserModel = Callable[..., np.ndarray]
+"""(x, lengths) on the host -> denoised (b, t) on the host; see `Backend.denoise`."""
 
 EnhancerModel = Callable[..., np.ndarray]
-"""(x, prior, noise, tau, blend, method, nfe) on the host -> enhanced (b, u) on the host; see `Backend.enhance`."""
+"""(x, prior, noise, tau, blend, method, nfe, lengths) on the host -> enhanced (b, u) there; see `Backend.enhance`."""
 
 
 def load_denoiser(
@@ -39,7 +40,7 @@ def load_denoiser(
     dtype: str = "float32",
     precision: Precision = "highest",
 ) -> DenoiserModel:
-    """A compiled denoiser from named arrays; every new (b, t) compiles once.
+    """A compiled denoiser from named arrays; every new (b, t) compiles once, and once more with lengths.
 
     Raises:
         CheckpointError: listing tensors that are missing, extra or misshapen.
@@ -49,11 +50,16 @@ def load_denoiser(
     device = platform(params)
 
     @jax.jit
-    def forward(params: dict[str, jax.Array], x: jax.Array) -> jax.Array:
-        with arithmetic(precision, device):
-            return bind(graph, params)(x)
+    def forward(params: Params, x: jax.Array, lengths: jax.Array | None) -> jax.Array:
+        with arithmetic(precision, device), ending(lengths, x.shape[1]):
+            return bind(graph, params)(_kept(x))
 
-    return lambda x: np.asarray(forward(params, jnp.asarray(x, dtype)))
+    def denoise(
+        x: Float[np.ndarray, "b t"], lengths: Int[np.ndarray, " b"] | None = None
+    ) -> Float[np.ndarray, "b t"]:
+        return np.asarray(forward(params, jnp.asarray(x, dtype), _counts(lengths)))
+
+    return denoise
 
 
 def load_enhancer(
@@ -83,10 +89,16 @@ def load_enhancer(
 
     @partial(jax.jit, static_argnames=("method", "nfe"))
     def forward(
-        params: Params, buffers: Params, inputs: dict[str, jax.Array], method: Solver, nfe: int
+        params: Params,
+        buffers: Params,
+        x: jax.Array,
+        inputs: dict[str, jax.Array],
+        lengths: jax.Array | None,
+        method: Solver,
+        nfe: int,
     ) -> jax.Array:
-        with arithmetic(precision, device):
-            return bind_enhancer(graph, params, buffers)(**inputs, method=method, nfe=nfe)
+        with arithmetic(precision, device), ending(lengths, x.shape[1]):
+            return bind_enhancer(graph, params, buffers)(_kept(x), **inputs, method=method, nfe=nfe)
 
     def enhance(
         x: Float[np.ndarray, "b t"],
@@ -96,9 +108,20 @@ def load_enhancer(
         blend: Float[np.ndarray, " b"] | None,
         method: Solver,
         nfe: int,
+        lengths: Int[np.ndarray, " b"] | None = None,
     ) -> Float[np.ndarray, "b u"]:
-        given = {"x": x, "prior": prior, "noise": noise, "tau": tau, "blend": blend}
+        given = {"prior": prior, "noise": noise, "tau": tau, "blend": blend}
         inputs = {name: jnp.asarray(array, dtype) for name, array in given.items() if array is not None}
-        return np.asarray(forward(params, buffers, inputs, method=method, nfe=nfe))
+        sound = jnp.asarray(x, dtype)
+        return np.asarray(forward(params, buffers, sound, inputs, _counts(lengths), method=method, nfe=nfe))
 
     return enhance
+
+
+def _kept(x: jax.Array) -> jax.Array:
+    """Sound with zeros beyond each row's end."""
+    return kept(x[..., None])[..., 0]
+
+
+def _counts(lengths: np.ndarray | None) -> jax.Array | None:
+    return None if lengths is None else jnp.asarray(lengths, jnp.int32)

@@ -213,9 +213,11 @@ class Backend(Protocol):
         name: which one it is.
         world: this process among those that train together.
         data_parallel: devices of all processes that share each batch.
+        compiles: whether a program is compiled for every new shape.
     """
 
     name: BackendName
+    compiles: bool
     world: World
     data_parallel: int
 
@@ -274,10 +276,17 @@ class Backend(Protocol):
         """
         ...
 
-    def denoise(self, model: Any, wav: np.ndarray) -> np.ndarray:
+    def denoise(self, model: Any, wav: np.ndarray, lengths: np.ndarray | None = None) -> np.ndarray:
         """Denoise (b, t) float at 44,100 Hz; each row is peak-normalised within, result (b, t).
 
         The result stays at the model's own scale (peak near 1), see `parivox.enhance`.
+
+        Args:
+            model: what `load_denoiser` gave.
+            wav: speech, t at least 841.
+            lengths: where each row ends (b,), at least 841, when they are filled up to a common t, which then is a
+                multiple of 420: a row becomes what it becomes alone, and means nothing beyond its end. None: all
+                rows are t long.
         """
         ...
 
@@ -299,6 +308,7 @@ class Backend(Protocol):
         blend: np.ndarray | None,
         method: Solver,
         nfe: int,
+        lengths: np.ndarray | None = None,
     ) -> np.ndarray:
         """Enhance (b, t) float at 44,100 Hz, t at least 841; each row is peak-normalised within.
 
@@ -311,6 +321,7 @@ class Backend(Protocol):
             blend: share of the denoised spectrogram in the condition (b,), in [0, 1]; None leaves the denoiser out.
             method: solver of the flow.
             nfe: evaluations of the flow's velocity.
+            lengths: as in `denoise`; of a row's noise the first frames count.
 
         Returns:
             (b, 420 * n) in (-1, 1).

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,18 @@ from typing import Any
 import numpy as np
 
 from parivox.backend import Backend, BackendName, Precision, Solver, get_backend
-from parivox.enhance import ChunkModel, Model, clean
+from parivox.enhance import clean
 from parivox.errors import AudioError, ConfigError
 from parivox.hparams import EnhancerHParams
 from parivox.hub import PUBLIC
 from parivox.loading import Loaded, load_for_cleaning, own_denoiser
+from parivox.rows import Place, RowModel
 from parivox.samples import checked_rate, checked_wav
 from parivox.sampling import Sampler, Sampling
 from parivox.stream import clean_stream
+
+ACCELERATED_ROWS = 4
+"""Rows that are computed at once where it is not a CPU."""
 
 _turn = threading.Lock()
 """Whoever holds it computes. torch's switches for TF32 belong to the process, and two chunks need twice the memory."""
@@ -190,12 +195,20 @@ class Cleaner:
         model = self.enhancer(Sampling(nfe, solver, lambd, tau, seed))
         return clean_stream(blocks, rate, model, chunk_seconds=chunk_seconds, overlap_seconds=overlap_seconds)
 
-    def denoiser(self) -> Model:
-        """The denoiser as `parivox.enhance.clean` takes it; safe from several threads."""
-        return partial(self._call, "denoise")
+    def denoiser(self, batch: int | None = None) -> RowModel:
+        """The denoiser as `parivox.enhance.clean` takes it; safe from several threads.
 
-    def enhancer(self, sampling: Sampling) -> ChunkModel:
+        Args:
+            batch: rows that are computed at once; None takes 1 on a CPU, which more would not make faster, else 4.
+        """
+        return Denoising(partial(self._call, "denoise"), batch or self._rows(), self._backend.compiles)
+
+    def enhancer(self, sampling: Sampling, batch: int | None = None) -> RowModel:
         """The enhancer as `parivox.enhance.clean` takes it; safe from several threads.
+
+        Args:
+            sampling: the options.
+            batch: see `denoiser`.
 
         Raises:
             ConfigError: the model is a denoiser.
@@ -204,7 +217,11 @@ class Cleaner:
             raise ConfigError(
                 f"{self.name}: holds a denoiser, which cannot enhance; denoise, or load an enhancer"
             )
-        return Sampler(partial(self._call, "enhance"), self._hp, sampling)
+        call = partial(self._call, "enhance")
+        return Sampler(call, self._hp, sampling, batch or self._rows(), self._backend.compiles)
+
+    def _rows(self) -> int:
+        return 1 if self._backend.describe()["device"].startswith("cpu") else ACCELERATED_ROWS
 
     def _call(self, task: str, *arguments: Any) -> np.ndarray:
         """One call of the backend, when no other thread makes one."""
@@ -221,8 +238,21 @@ class Cleaner:
         return self._models[task]
 
 
+@dataclass(frozen=True)
+class Denoising:
+    """A denoiser as a model for rows (`parivox.rows.RowModel`)."""
+
+    denoise: Callable[..., np.ndarray]
+    batch: int
+    compiles: bool
+
+    def __call__(self, wav: np.ndarray, lengths: np.ndarray | None, places: Sequence[Place]) -> np.ndarray:
+        """Denoise rows."""
+        return self.denoise(wav, lengths)
+
+
 def _clean(
-    wav: np.ndarray, rate: int, model: Model | ChunkModel, chunk_seconds: float, overlap_seconds: float
+    wav: np.ndarray, rate: int, model: RowModel, chunk_seconds: float, overlap_seconds: float
 ) -> np.ndarray:
     rows, rate = checked_wav(wav), checked_rate(rate)
     if not rows.shape[1]:

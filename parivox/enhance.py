@@ -7,7 +7,8 @@ backend. `parivox.stream` does the same block by block, and `parivox.enhance_fil
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from concurrent.futures import Future
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -15,36 +16,17 @@ from jaxtyping import Float
 from parivox.audio import resample
 from parivox.chunks import WAV_RATE, ChunkJoiner, split_chunks
 from parivox.errors import AudioError, ConfigError
-
-Model = Callable[[np.ndarray], np.ndarray]
-"""(b, t) float32 at 44,100 Hz -> (b, t), each row on its own."""
-
-
-@runtime_checkable
-class ChunkModel(Protocol):
-    """A model that is another one for every chunk: one that draws noise, such as `parivox.sampling.Sampler`."""
-
-    def for_chunk(self, number: int) -> Model:
-        """What maps the chunk of this number, from 0."""
-        ...
-
-
-PADDING = 441
-"""Zeros after every chunk, 10 ms, which the model sees and which are cut off again."""
-
-MIN_SAMPLES = 841
-"""Shortest input of a model: the denoiser's STFT reflects 840 samples at each end."""
+from parivox.rows import MIN_SAMPLES, PADDING, Model, Place, RowModel, RowRunner
 
 
 def clean(
     wav: Float[np.ndarray, "c t"],
     rate: int,
-    model: Model | ChunkModel,
+    model: Model | RowModel,
     *,
     chunk_seconds: float = 30.0,
     overlap_seconds: float = 1.0,
     rate_out: int | None = None,
-    bucket_seconds: float | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Float[np.ndarray, "c t2"]:
     """Clean a recording of any length, rate and number of channels.
@@ -52,13 +34,10 @@ def clean(
     Args:
         wav: samples (c, t), t at least 1.
         rate: their rate in Hz.
-        model: sees the channels as rows of a batch, each at a peak of 1.
+        model: sees the channels as rows, each at a peak of 1; see `parivox.rows`.
         chunk_seconds: how much the model sees at once.
         overlap_seconds: how much neighbouring chunks share; at most half a chunk.
         rate_out: rate of the result in Hz; None keeps `rate`.
-        bucket_seconds: pad chunks with zeros to multiples of this, so that a compiled model meets few
-            lengths. A model that averages over time hears the difference, so None (no padding beyond
-            `PADDING`) is the default and reproduces the published program.
         progress: called after each chunk with the share done, up to 1.
 
     Returns:
@@ -70,13 +49,13 @@ def clean(
         ConfigError: the overlap exceeds half a chunk, or a duration is not positive.
         ValueError: the model changed the shape.
     """
-    hop, overlap, bucket = chunk_sizes(chunk_seconds, overlap_seconds, bucket_seconds)
+    hop, overlap = chunk_sizes(chunk_seconds, overlap_seconds)
     rate_out = rate if rate_out is None else rate_out
     length = output_length(wav.shape[1], rate, rate_out)
     wav = wav.astype(np.float32, copy=False)
     if rate != WAV_RATE:  # of less than 10 ms the resampler may leave nothing
         wav = resample(fit(wav, max(wav.shape[1], shortest(rate))), rate, WAV_RATE)
-    cleaner = ChunkCleaner(model, hop, overlap, bucket)
+    cleaner = ChunkCleaner(RowRunner(model, full_row(hop, overlap)), hop, overlap)
     parts, chunks = [], split_chunks(wav, hop, overlap)
     for index, chunk in enumerate(chunks):
         parts.append(cleaner.push(chunk))
@@ -86,20 +65,49 @@ def clean(
     return fit(resample(out, WAV_RATE, rate_out), length)
 
 
+class Submitted(NamedTuple):
+    """A chunk whose rows are run: its shape, the channels that sound, their peaks and their results."""
+
+    shape: tuple[int, int]
+    channels: list[int]
+    peaks: Float[np.ndarray, "c 1"]
+    results: list[Future[np.ndarray]]
+
+
 class ChunkCleaner:
     """Runs a model over chunks as they come and joins them; a whole recording and a stream share it."""
 
-    def __init__(self, model: Model | ChunkModel, hop: int, overlap: int, bucket: int = 1) -> None:
-        """Sizes as `chunk_sizes` gives them."""
-        self._model, self._bucket, self._count = model, bucket, 0
+    def __init__(self, runner: RowRunner, hop: int, overlap: int) -> None:
+        """What runs the rows, and sizes as `chunk_sizes` gives them."""
+        self._runner, self._count = runner, 0
+        self.ahead = runner.ahead
         self._joiner = ChunkJoiner(hop, overlap, WAV_RATE)
 
     def push(self, chunk: Float[np.ndarray, "c t"]) -> Float[np.ndarray, "c t2"]:
         """Clean the next chunk of `split_chunks`; returns the samples that are final now, in order."""
-        model = self._model
-        own = model.for_chunk(self._count) if isinstance(model, ChunkModel) else model
-        self._count += 1
-        return self._joiner.push(_clean_chunk(chunk, own, self._bucket))
+        return self.join(self.submit(chunk))
+
+    def submit(self, chunk: Float[np.ndarray, "c t"]) -> Submitted:
+        """Have the next chunk cleaned, each channel at a peak of 1; silence needs no model."""
+        number, self._count = self._count, self._count + 1
+        peaks = np.abs(chunk).max(axis=-1, keepdims=True)
+        channels = np.flatnonzero(peaks).tolist()
+        length = max(chunk.shape[1] + PADDING, MIN_SAMPLES)
+        rows = [fit(chunk[[channel]] / peaks[channel], length)[0] for channel in channels]
+        results = self._runner.submit(rows, [Place(number, channel) for channel in channels])
+        return Submitted(chunk.shape, channels, peaks, results)
+
+    def join(self, chunk: Submitted) -> Float[np.ndarray, "c t"]:
+        """Wait for the chunk that was submitted first; returns the samples that are final now, in order."""
+        out = np.zeros(chunk.shape, np.float32)
+        for channel, result in zip(chunk.channels, chunk.results, strict=True):
+            sound = result.result()
+            if not np.isfinite(sound).all():
+                raise AudioError(
+                    "the model returned NaN or infinite samples; use another checkpoint or precision"
+                )
+            out[channel] = sound[: chunk.shape[1]] * chunk.peaks[channel]
+        return self._joiner.push(out)
 
     def finish(self) -> Float[np.ndarray, "c t"]:
         """The remaining samples."""
@@ -116,34 +124,21 @@ def shortest(rate: int) -> int:
     return rate // 100 + 1
 
 
-def chunk_sizes(chunk: float, overlap: float, bucket: float | None = None) -> tuple[int, int, int]:
-    """Hop, overlap and bucket in samples at 44,100 Hz, from durations in seconds.
+def full_row(hop: int, overlap: int) -> int:
+    """Samples of the row that a whole chunk becomes."""
+    return max(hop + overlap + PADDING, MIN_SAMPLES)
+
+
+def chunk_sizes(chunk: float, overlap: float) -> tuple[int, int]:
+    """Hop and overlap in samples at 44,100 Hz, from durations in seconds.
 
     Raises:
         ConfigError: the overlap exceeds half a chunk, or a duration is not positive.
     """
     if not (chunk > 0 and 0 <= overlap <= chunk / 2):
         raise ConfigError(f"chunks of {chunk} s cannot overlap by {overlap} s; use 0 to half a chunk")
-    if bucket is not None and not bucket > 0:
-        raise ConfigError(f"bucket_seconds is {bucket}; use a positive duration or leave it out")
     shared = int(overlap * WAV_RATE)
-    hop = max(int(chunk * WAV_RATE) - shared, 1)
-    return hop, shared, 1 if bucket is None else max(1, round(bucket * WAV_RATE))
-
-
-def _clean_chunk(chunk: np.ndarray, model: Model, bucket: int) -> np.ndarray:
-    """Run the model on one chunk (c, t): peak 1, padded, cut, and back at each channel's own peak."""
-    peak = np.abs(chunk).max(axis=-1, keepdims=True)
-    if not peak.any():
-        return np.zeros_like(chunk)
-    length = chunk.shape[-1]
-    padded = max(-(-length // bucket) * bucket + PADDING, MIN_SAMPLES)
-    out = np.asarray(model(fit(chunk / np.where(peak > 0, peak, 1), padded)))
-    if out.shape != (chunk.shape[0], padded):
-        raise ValueError(f"the model returned shape {out.shape} for {(chunk.shape[0], padded)}")
-    if not np.isfinite(out).all():
-        raise AudioError("the model returned NaN or infinite samples; use another checkpoint or precision")
-    return out[:, :length].astype(np.float32) * peak
+    return max(int(chunk * WAV_RATE) - shared, 1), shared
 
 
 def fit(wav: np.ndarray, length: int) -> np.ndarray:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 
 from parivox.audio import probe, read_blocks, write_blocks
 from parivox.audio_formats import FLOAT_SUBTYPES, check_writable, kept_subtype
-from parivox.enhance import ChunkModel, Model, chunk_sizes
+from parivox.enhance import chunk_sizes, full_row
 from parivox.enhance_plan import Job, plan
 from parivox.errors import ConfigError, ParivoxError
+from parivox.rows import Model, RowModel, RowRunner, SharedRunner
 from parivox.spool import Spool
 from parivox.stream import clean_stream, resampled
 
@@ -43,7 +47,6 @@ class FileOptions:
         format: `wav`, `flac`, `ogg` or `mp3`; None keeps each file's suffix.
         chunk_seconds: see `parivox.enhance.clean`.
         overlap_seconds: see there.
-        bucket_seconds: see there.
         mono: whether the mean of the channels is cleaned instead of each.
         mix: how much of the original is kept in the result, 0 to 1.
         skip_existing: whether a file whose output is there already is passed over.
@@ -57,7 +60,6 @@ class FileOptions:
     format: str | None = None
     chunk_seconds: float = 30.0
     overlap_seconds: float = 1.0
-    bucket_seconds: float | None = None
     mono: bool = False
     mix: float = 0.0
     skip_existing: bool = False
@@ -65,7 +67,7 @@ class FileOptions:
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        chunk_sizes(self.chunk_seconds, self.overlap_seconds, self.bucket_seconds)
+        chunk_sizes(self.chunk_seconds, self.overlap_seconds)
         if not 0 <= self.mix <= 1:
             raise ConfigError(f"--mix is {self.mix}; it is a share, use 0 to 1")
 
@@ -81,7 +83,7 @@ def _ignore_progress(done: float, total: float) -> None:
 def enhance_path(
     source: str | Path,
     target: str | Path,
-    model: Model | ChunkModel,
+    model: Model | RowModel,
     options: FileOptions | None = None,
     *,
     message: Callable[[str], None] = _ignore_message,
@@ -89,12 +91,13 @@ def enhance_path(
 ) -> Summary:
     """Clean a file, or every audio file below a folder, keeping channels, length and sample coding.
 
-    Outputs appear whole or not at all. An output that would clip is scaled down as a whole, with a message.
+    Reading, computing and writing go on side by side. Outputs appear whole or not at all. An output that would clip is
+    scaled down as a whole, with a message.
 
     Args:
         source: a file or a folder.
         target: for a file, the output file or an existing folder; for a folder, the output folder.
-        model: see `parivox.enhance.clean`.
+        model: see `parivox.enhance.clean`; it is called in one thread, on rows of several files where it takes many.
         options: rates, formats, chunks and what to do with each file; None takes the defaults.
         message: gets one line for each file that fails or is scaled down.
         progress: gets seconds of audio done and in total, after each chunk.
@@ -114,24 +117,39 @@ def enhance_path(
     if summary.failed and not options.keep_going:
         summary.left.extend(item.job.source for item in ready)
         return summary
-    done, total = 0.0, sum(item.seconds for item in ready)
-    for number, item in enumerate(ready, 1):
-        begun = done
-
-        def report(seconds: float, begun: float = begun, item: _Ready = item) -> None:
-            progress(begun + min(seconds, item.seconds), total)
-
+    sizes = chunk_sizes(options.chunk_seconds, options.overlap_seconds)
+    work = _Work(options, message, progress, math.fsum(item.seconds for item in ready))
+    # Files are read and written in threads of their own while the model works on the rows of another.
+    with (
+        ThreadPoolExecutor(_threads(model, options)) as pool,
+        SharedRunner(model, full_row(*sizes)) as runner,
+    ):
+        results = [pool.submit(work.clean, item, runner) for item in ready]
         try:
-            _run(item, model, options, report, message)
-            summary.done.append(item.job.target)
-        except ParivoxError as error:
-            _fail(item.job, error, summary, message)
-            if not options.keep_going:
-                summary.left.extend(item.job.source for item in ready[number:])
-                return summary
-        done += item.seconds
-        progress(done, total)
+            for item, result in zip(ready, results, strict=True):
+                _note(item, result, summary, message)
+        finally:
+            for result in results:
+                result.cancel()
     return summary
+
+
+def _threads(model: Model | RowModel, options: FileOptions) -> int:
+    """Files that are worked on at a time: enough to fill a call of the model, and one that is read meanwhile."""
+    if not options.keep_going:
+        return 1
+    return 1 + (model.batch if isinstance(model, RowModel) else 1)
+
+
+def _note(item: _Ready, result: Future[bool], summary: Summary, message: Callable[[str], None]) -> None:
+    """Wait for a file, and put down what became of it."""
+    try:
+        if result.result():
+            summary.done.append(item.job.target)
+        else:
+            summary.left.append(item.job.source)
+    except ParivoxError as error:
+        _fail(item.job, error, summary, message)
 
 
 @dataclass(frozen=True)
@@ -164,23 +182,52 @@ def _check_inputs(
     return ready
 
 
-def _run(
-    item: _Ready,
-    model: Model | ChunkModel,
-    options: FileOptions,
-    report: Callable[[float], None],
-    message: Callable[[str], None],
-) -> None:
+class _Work:
+    """What the threads of a run share."""
+
+    def __init__(
+        self,
+        options: FileOptions,
+        message: Callable[[str], None],
+        progress: Callable[[float, float], None],
+        total: float,
+    ) -> None:
+        self.options, self.message, self.stopped = options, message, False
+        self._progress, self._total = progress, total
+        self._done: dict[Job, float] = {}
+        self._lock = Lock()
+
+    def clean(self, item: _Ready, runner: RowRunner) -> bool:
+        """Clean a file; False where an earlier one failed and that ends the run."""
+        if self.stopped:
+            return False
+        try:
+            _run(item, runner, self)
+        except BaseException:
+            self.stopped = not self.options.keep_going
+            raise
+        finally:
+            self.report(item, item.seconds)
+        return True
+
+    def report(self, item: _Ready, seconds: float) -> None:
+        """Take down how much of a file is done; one that failed is done with."""
+        with self._lock:
+            self._done[item.job] = min(seconds, item.seconds)
+            self._progress(sum(self._done.values()), self._total)
+
+
+def _run(item: _Ready, runner: RowRunner, work: _Work) -> None:
     """Read, clean and write one file, scaled down as a whole where integers would clip."""
+    options = work.options
     cleaned = clean_stream(
         _original(item, options),
         item.rate_in,
-        model,
+        runner,
         chunk_seconds=options.chunk_seconds,
         overlap_seconds=options.overlap_seconds,
         rate_out=item.rate,
-        bucket_seconds=options.bucket_seconds,
-        progress=report,
+        progress=lambda seconds: work.report(item, seconds),
     )
     if options.mix:
         original = resampled(_original(item, options), item.rate_in, item.rate)
@@ -192,7 +239,7 @@ def _run(
         if spool.peak > 1 and item.subtype not in FLOAT_SUBTYPES:
             scale = spool.peak
             loud = 20 * np.log10(scale)
-            message(f"{item.job.target}: scaled down by {loud:.2f} dB, its peak would clip")
+            work.message(f"{item.job.target}: scaled down by {loud:.2f} dB, its peak would clip")
         blocks = (block / np.float32(scale) for block in spool.blocks())
         write_blocks(
             item.job.target, blocks, item.channels, spool.frames, item.rate, item.job.format, item.subtype

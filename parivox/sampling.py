@@ -7,18 +7,18 @@ of that before it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import get_args
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from parivox.backend import Solver
 from parivox.enhancer_tables import TAIL, VOCODER_NOISE
 from parivox.errors import ConfigError
 from parivox.hparams import EnhancerHParams
+from parivox.rows import Place
 
 MAX_NFE = 128
 """Most evaluations of the flow's velocity that can be asked for."""
@@ -60,21 +60,20 @@ class Sampling:
             raise ConfigError(f"--seed is {self.seed}; use 0 or more")
 
 
-def chunk_noise(
-    seed: int, chunk: int, channels: int, latent: int, frames: int
-) -> tuple[Float[np.ndarray, "c l n"], Float[np.ndarray, "c z n+10"]]:
+def row_noise(
+    seed: int, places: Sequence[Place], latent: int, frames: int
+) -> tuple[Float[np.ndarray, "b l n"], Float[np.ndarray, "b z n+10"]]:
     """Standard normal noise of the flow's prior and of the vocoder, float32.
 
     Args:
         seed: of the whole recording.
-        chunk: number of the chunk, from 0.
-        channels: of the recording.
+        places: number of the chunk and of the channel of each row, from 0.
         latent: width of the latent.
         frames: of the mel spectrogram.
     """
     parts: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
-    for channel in range(channels):
-        streams = np.random.SeedSequence(seed, spawn_key=(chunk, channel)).spawn(2)
+    for place in places:
+        streams = np.random.SeedSequence(seed, spawn_key=tuple(place)).spawn(2)
         for part, stream, shape in zip(
             parts, streams, ((frames, latent), (frames + TAIL, VOCODER_NOISE)), strict=True
         ):
@@ -84,20 +83,30 @@ def chunk_noise(
 
 
 class Sampler:
-    """An enhancer as `parivox.enhance.clean` takes it: the noise of a chunk belongs to its number."""
+    """An enhancer as a model for rows (`parivox.rows.RowModel`): the noise of a row belongs to its place."""
 
-    def __init__(self, enhance: Callable[..., np.ndarray], hp: EnhancerHParams, sampling: Sampling):
+    def __init__(
+        self,
+        enhance: Callable[..., np.ndarray],
+        hp: EnhancerHParams,
+        sampling: Sampling,
+        batch: int = 1,
+        compiles: bool = False,
+    ):
         """Take `Backend.enhance` with a model, and the hyperparameters it was made of."""
         self.enhance, self.hp, self.sampling = enhance, hp, sampling
+        self.batch, self.compiles = batch, compiles
 
-    def for_chunk(self, number: int) -> Callable[[np.ndarray], np.ndarray]:
-        """What enhances the chunk of this number, (b, t) -> (b, t)."""
-        return partial(self._enhance, number)
-
-    def _enhance(self, number: int, wav: np.ndarray) -> np.ndarray:
+    def __call__(
+        self,
+        wav: Float[np.ndarray, "b t"],
+        lengths: Int[np.ndarray, " b"] | None,
+        places: Sequence[Place],
+    ) -> Float[np.ndarray, "b t"]:
+        """Enhance rows."""
         rows, length = wav.shape
         asked, hp = self.sampling, self.hp
-        prior, noise = chunk_noise(asked.seed, number, rows, hp.lcfm_latent_dim, length // hp.hop_size)
+        prior, noise = row_noise(asked.seed, places, hp.lcfm_latent_dim, length // hp.hop_size)
         out = self.enhance(
             wav,
             prior,
@@ -106,6 +115,7 @@ class Sampler:
             np.full(rows, asked.lambd, np.float32) if asked.lambd else None,
             asked.solver or hp.cfm_solver_method,
             asked.nfe or hp.cfm_solver_nfe,
+            lengths,
         )
-        # The model makes whole frames; what is missing lies in the zeros that `clean` appends and cuts off again.
+        # The model makes whole frames; what is missing lies in the zeros that end a row and are cut off again.
         return np.pad(out, ((0, 0), (0, length - out.shape[1])))

@@ -6,26 +6,27 @@ of a whole recording.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import soxr
 
 from parivox.chunks import WAV_RATE
-from parivox.enhance import ChunkCleaner, ChunkModel, Model, chunk_sizes, fit, output_length, shortest
+from parivox.enhance import ChunkCleaner, Submitted, chunk_sizes, fit, full_row, output_length, shortest
 from parivox.errors import AudioError
+from parivox.rows import Model, RowModel, RowRunner
 from parivox.samples import checked_rate, checked_wav
 
 
 def clean_stream(
     blocks: Iterable[np.ndarray],
     rate: int,
-    model: Model | ChunkModel,
+    model: Model | RowModel | RowRunner,
     *,
     chunk_seconds: float = 30.0,
     overlap_seconds: float = 1.0,
     rate_out: int | None = None,
-    bucket_seconds: float | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Iterator[np.ndarray]:
     """Clean blocks as they come.
@@ -35,12 +36,11 @@ def clean_stream(
     Args:
         blocks: floats (t,) or (c, t) each, of any lengths, with as many channels.
         rate: their rate in Hz.
-        model: see `parivox.enhance.clean`.
+        model: see `parivox.enhance.clean`; or what runs it for others too.
         chunk_seconds: see there.
         overlap_seconds: see there.
         rate_out: rate of the result in Hz; None keeps `rate`.
-        bucket_seconds: see there.
-        progress: called after each chunk with the seconds of sound that were taken so far.
+        progress: called after each chunk with the seconds of sound that were given out so far.
 
     Returns:
         Blocks float32, of other lengths than those that went in and together as long as what `clean` gives.
@@ -52,8 +52,9 @@ def clean_stream(
     """
     rate = checked_rate(rate)
     rate_out = rate if rate_out is None else checked_rate(rate_out)
-    hop, overlap, bucket = chunk_sizes(chunk_seconds, overlap_seconds, bucket_seconds)
-    cleaner = ChunkCleaner(model, hop, overlap, bucket)
+    hop, overlap = chunk_sizes(chunk_seconds, overlap_seconds)
+    runner = model if isinstance(model, RowRunner) else RowRunner(model, full_row(hop, overlap))
+    cleaner = ChunkCleaner(runner, hop, overlap)
     return _cleaned(_Blocks(blocks), rate, rate_out, cleaner, hop, overlap, progress)
 
 
@@ -98,7 +99,7 @@ def _cleaned(
         block = block[:, : output_length(blocks.taken, rate, rate_out) - given]
         given += block.shape[1]
         if progress:
-            progress(blocks.taken / rate)
+            progress(given / rate_out)
         if block.size:
             yield blocks.shaped(block)
     missing = output_length(blocks.taken, rate, rate_out) - given
@@ -159,8 +160,14 @@ def _cut(blocks: Iterator[np.ndarray], hop: int, overlap: int) -> Iterator[np.nd
 
 
 def _joined(chunks: Iterator[np.ndarray], cleaner: ChunkCleaner) -> Iterator[np.ndarray]:
+    """The cleaned chunks, joined; some are submitted before the first of them is waited for."""
+    waiting: deque[Submitted] = deque()
     chunk = None
     for chunk in chunks:
-        yield cleaner.push(chunk)
+        waiting.append(cleaner.submit(chunk))
+        if len(waiting) > cleaner.ahead:
+            yield cleaner.join(waiting.popleft())
+    while waiting:
+        yield cleaner.join(waiting.popleft())
     if chunk is not None:
         yield cleaner.finish()

@@ -18,6 +18,7 @@ from parity_tests import seeded
 from parivox.backend import get_backend
 from parivox.hparams import EnhancerHParams
 from parivox.loading import load_for_cleaning
+from parivox.rows import Place
 from parivox.sampling import Sampler, Sampling
 from parivox.weights_enhancer import buffer_names
 
@@ -39,7 +40,7 @@ def main(model: Path, backend: Any, dtype: Any, folder: Path, *draws: tuple[int,
     wav = seeded.signal(20, 1, LENGTH)
     for nfe, lambd in draws:
         begun = time.process_time()
-        sound = Sampler(call, hp, Sampling(nfe=nfe, lambd=lambd)).for_chunk(0)(wav)
+        sound = Sampler(call, hp, Sampling(nfe=nfe, lambd=lambd))(wav, None, [Place(0, 0)])
         took, peak = time.process_time() - begun, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         print(
             f"{backend} {dtype}, nfe {nfe}, lambd {lambd}: {took:.0f} CPU seconds, peak {peak:.1f} GB",

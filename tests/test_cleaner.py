@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from parivox.errors import AudioError, ConfigError
 from parivox.hparams import DenoiserHParams
 from parivox.loading import Loaded
 from parivox.parallel import World
+from parivox.rows import Place
 from parivox.samples import checked_rate, checked_wav
 from parivox.stream import clean_stream
 from parivox.weights import initial_denoiser
@@ -53,8 +54,11 @@ def blocks_of(wav: np.ndarray, seed: int = 1, longest: int = 3000) -> Iterator[n
 class Numbered:
     """A model that is another one for every chunk, and hears what lies far before a sample."""
 
-    def for_chunk(self, number: int):
-        return lambda wav: (0.5 + 0.1 * (number % 3)) * wav + 0.3 * np.roll(wav, 1000, axis=1)
+    batch, compiles = 1, False
+
+    def __call__(self, wav: np.ndarray, lengths: np.ndarray | None, places: Sequence[Place]) -> np.ndarray:
+        gains = np.float32([[0.5 + 0.1 * (place.chunk % 3)] for place in places])
+        return gains * wav + np.float32(0.3) * np.roll(wav, 1000, axis=1)
 
 
 @pytest.mark.parametrize("rate", RATES)
@@ -181,7 +185,7 @@ def test_options_of_a_stream_are_checked_before_its_first_block():
 class Alone(Backend):
     """A backend that notices when two threads are in it, or load the same model twice."""
 
-    name, world, data_parallel = "torch", World(), 1
+    name, world, data_parallel, compiles = "torch", World(), 1, False
 
     def __init__(self) -> None:
         self.inside, self.most, self.loaded, self.calls = 0, 0, 0, 0
@@ -193,7 +197,7 @@ class Alone(Backend):
         self.loaded += 1
         return 0.5
 
-    def denoise(self, model, wav):
+    def denoise(self, model, wav, lengths=None):
         self.inside += 1
         self.most = max(self.most, self.inside)
         time.sleep(0.002)

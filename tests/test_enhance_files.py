@@ -40,7 +40,7 @@ def test_the_first_failure_can_end_it(tmp_path):
 
     def second_is_nan(wav: np.ndarray) -> np.ndarray:
         seen.append(wav)
-        return wav * (np.nan if len(seen) == 2 else 1)
+        return wav * (np.nan if len(seen) == 3 else 1)  # the second file has the third row
 
     folder_of(tmp_path, "d.wav")
     summary = enhance_path(source, target, second_is_nan, FileOptions(keep_going=False))

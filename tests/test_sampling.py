@@ -8,13 +8,14 @@ import pytest
 from parivox.enhance import PADDING, clean
 from parivox.errors import ConfigError
 from parivox.hparams import EnhancerHParams
-from parivox.sampling import Sampler, Sampling, chunk_noise
+from parivox.rows import MIN_SAMPLES, Place
+from parivox.sampling import Sampler, Sampling, row_noise
 
 LATENT, FRAMES = 3, 20
 
 
 def noise(seed: int = 0, chunk: int = 0, channels: int = 2, frames: int = FRAMES) -> list[np.ndarray]:
-    return list(chunk_noise(seed, chunk, channels, LATENT, frames))
+    return list(row_noise(seed, [Place(chunk, channel) for channel in range(channels)], LATENT, frames))
 
 
 def test_noise_is_normal_and_has_the_shapes_of_prior_and_vocoder():
@@ -56,12 +57,12 @@ def test_every_chunk_has_its_own_noise_and_whole_frames_lose_nothing():
     )
     wav = np.stack([np.sin(np.arange(100_000) / k) for k in (20, 30)]).astype(np.float32)
     wav[:, :44_100] = 0  # silence is not enhanced, and what follows is still the second chunk
-    sampler = Sampler(engine, hp, Sampling(seed=7, tau=0.25))
+    sampler = Sampler(engine, hp, Sampling(seed=7, tau=0.25), batch=2)
     out = clean(wav, 44_100, sampler, chunk_seconds=1.0, overlap_seconds=0.0)
     assert np.abs(out - wav).max() < 1e-6
     assert [call[0].shape[1] for call in engine.asked] == [44_100 + PADDING, 100_000 - 88_200 + PADDING]
-    for number, (x, prior, vocoder, tau, blend, method, nfe) in enumerate(engine.asked, start=1):
-        wanted = chunk_noise(7, number, 2, LATENT, x.shape[1] // 420)
+    for number, (x, prior, vocoder, tau, blend, method, nfe, _) in enumerate(engine.asked, start=1):
+        wanted = row_noise(7, [Place(number, 0), Place(number, 1)], LATENT, x.shape[1] // 420)
         assert np.array_equal(prior, wanted[0]) and np.array_equal(vocoder, wanted[1])
         assert tau.tolist() == [0.25, 0.25] and blend.tolist() == [1, 1]
         assert (method, nfe) == ("rk4", 12)
@@ -70,9 +71,10 @@ def test_every_chunk_has_its_own_noise_and_whole_frames_lose_nothing():
 def test_options_come_before_those_of_the_run_and_no_share_skips_the_denoiser():
     engine = Recorder()
     asked = Sampling(nfe=3, solver="euler", lambd=0.0)
-    Sampler(engine, EnhancerHParams(), asked).for_chunk(0)(np.ones((1, 900), np.float32))
-    ((*_, blend, method, nfe),) = engine.asked
-    assert (blend, method, nfe) == (None, "euler", 3)
+    lengths = np.array([MIN_SAMPLES])
+    Sampler(engine, EnhancerHParams(), asked)(np.ones((1, 1260), np.float32), lengths, [Place(0, 0)])
+    ((*_, blend, method, nfe, ends),) = engine.asked
+    assert (blend, method, nfe) == (None, "euler", 3) and ends is lengths
 
 
 @pytest.mark.parametrize(

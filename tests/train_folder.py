@@ -153,7 +153,7 @@ class ToyBackend:
     def load_denoiser(self, hp: HParams, weights: NamedArrays) -> float:
         return float(weights["net.head.2.bias"].mean())
 
-    def denoise(self, model: float, wav: np.ndarray) -> np.ndarray:
+    def denoise(self, model: float, wav: np.ndarray, lengths: np.ndarray | None = None) -> np.ndarray:
         return peak_normalize(wav) * np.float32(model)
 
     def load_enhancer(self, hp: HParams, weights: NamedArrays) -> float:

@@ -49,6 +49,7 @@ class TorchBackend:
     """PyTorch on one device of each process; trains through DeepSpeed in float32, plainly in float64."""
 
     name = "torch"
+    compiles = False
 
     def __init__(self, device: torch.device, precision: Precision, dtype: Dtype, world: World | None = None):
         self.device = device
@@ -182,9 +183,9 @@ class TorchBackend:
         dtype = str(self.dtype).removeprefix("torch.")
         return load_denoiser(weights, hp.unet_hidden_dim, dtype, self.precision, self.device)
 
-    def denoise(self, model: DenoiserModel, wav: np.ndarray) -> np.ndarray:
+    def denoise(self, model: DenoiserModel, wav: np.ndarray, lengths: np.ndarray | None = None) -> np.ndarray:
         """Denoise (b, t) at 44,100 Hz."""
-        return model(wav)
+        return model(wav, lengths)
 
     def load_enhancer(self, hp: EnhancerHParams, weights: NamedArrays) -> EnhancerModel:
         """An enhancer for inference from named arrays."""
@@ -201,9 +202,10 @@ class TorchBackend:
         blend: np.ndarray | None,
         method: Solver,
         nfe: int,
+        lengths: np.ndarray | None = None,
     ) -> np.ndarray:
         """Enhance (b, t) at 44,100 Hz."""
-        return model(wav, prior, noise, tau, blend, method, nfe)
+        return model(wav, prior, noise, tau, blend, method, nfe, lengths)
 
     def _rows(self, state: TrainState, batch: Batch) -> dict[str, torch.Tensor]:
         return {name: self._put(batch[name]) for name in state.objective.inputs}

@@ -15,6 +15,7 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 
 from parivox.features import NORMALIZE_EPS, SAMPLE_RATE, MelSpec, StftSpec, hann_window, mel_filter_bank
+from torch_impl.ends import ends, padded
 
 __all__ = [
     "MelTables",
@@ -70,19 +71,26 @@ def stft(
     half = spec.n_fft // 2
     if spec.pad_mode == "reflect" and x.shape[-1] <= half:
         raise ValueError(f"reflect padding needs more than {half} samples, got {x.shape[-1]}")
-    padded = F.pad(x, (half, half), mode=spec.pad_mode)
+    wide = padded(x[:, None], half, half, spec.pad_mode)[:, 0]
     table = hann_window(spec.n_fft) if window is None else window
-    return spectra(frame(padded, spec.n_fft, spec.hop), table).transpose(1, 2)
+    return spectra(frame(wide, spec.n_fft, spec.hop), table).transpose(1, 2)
 
 
 def istft(z: Complex[Tensor, "b f n"], spec: StftSpec) -> Float[Tensor, "b t"]:
-    """Inverse of `stft` by weighted overlap-add (Griffin and Lim, 1984); t = hop * (n - 1) samples."""
+    """Inverse of `stft` by weighted overlap-add (Griffin and Lim, 1984); t = hop * (n - 1) samples.
+
+    The last frame stands at a row's end; what comes out beyond it means nothing.
+    """
     frames = torch.fft.irfft(z.transpose(1, 2), n=spec.n_fft)
     window = _constant(hann_window(spec.n_fft), frames)
     count = frames.shape[1]
-    weight = overlap_add((window**2).expand(1, count, spec.n_fft), spec.hop)
+    squares = (window**2).expand(1, count, spec.n_fft)
+    if (last := ends(count - 1)) is not None:
+        there = (torch.arange(count, device=frames.device) <= last[:, None])[..., None]
+        frames, squares = frames.masked_fill(~there, 0), squares * there
     keep = slice(spec.n_fft // 2, spec.n_fft // 2 + spec.hop * (count - 1))
-    return overlap_add(frames * window, spec.hop)[:, keep] / weight[:, keep]
+    weight = overlap_add(squares, spec.hop)[:, keep]
+    return overlap_add(frames * window, spec.hop)[:, keep] / weight.masked_fill(weight == 0, 1)
 
 
 def magnitude_phase(

@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from parivox.backend import Precision, Solver
 from parivox.hparams import EnhancerHParams
+from torch_impl.ends import ending, kept
 from torch_impl.model.weight_norm import fold
 from torch_impl.objective import bind
 from torch_impl.precision import arithmetic
@@ -17,11 +18,11 @@ from torch_impl.weights import abstract_enhancer, bind_enhancer, enhancer_from_a
 
 __all__ = ["DenoiserModel", "EnhancerModel", "load_denoiser", "load_enhancer"]
 
-DenoiserModel = Callable[[Float[np.ndarray, "b t"]], Float[np.ndarray, "b t"]]
-"""(b, t) at 44,100 Hz on the host -> denoised (b, t) on the host."""
+DenoiserModel = Callable[..., np.ndarray]
+"""(x, lengths) on the host -> denoised (b, t) on the host; see `Backend.denoise`."""
 
 EnhancerModel = Callable[..., np.ndarray]
-"""(x, prior, noise, tau, blend, method, nfe) on the host -> enhanced (b, u) on the host; see `Backend.enhance`."""
+"""(x, prior, noise, tau, blend, method, nfe, lengths) on the host -> enhanced (b, u) there; see `Backend.enhance`."""
 
 
 def load_denoiser(
@@ -40,11 +41,14 @@ def load_denoiser(
     module = bind(hidden, from_arrays(arrays, hidden, kind, device=device)).eval()
 
     @torch.inference_mode()
-    def forward(x: np.ndarray) -> np.ndarray:
-        with arithmetic(precision, torch.device(device).type):
-            return module(torch.tensor(x, dtype=kind, device=device)).cpu().numpy()
+    def denoise(
+        x: Float[np.ndarray, "b t"], lengths: Int[np.ndarray, " b"] | None = None
+    ) -> Float[np.ndarray, "b t"]:
+        sound = torch.tensor(x, dtype=kind, device=device)
+        with arithmetic(precision, sound.device.type), ending(_counts(lengths, device), sound.shape[1]):
+            return module(kept(sound[:, None])[:, 0]).cpu().numpy()
 
-    return forward
+    return denoise
 
 
 def load_enhancer(
@@ -79,14 +83,21 @@ def load_enhancer(
         blend: Float[np.ndarray, " b"] | None,
         method: Solver,
         nfe: int,
+        lengths: Int[np.ndarray, " b"] | None = None,
     ) -> Float[np.ndarray, "b u"]:
-        given = {"x": x, "prior": prior, "noise": noise, "tau": tau, "blend": blend}
+        given = {"prior": prior, "noise": noise, "tau": tau, "blend": blend}
         inputs = {
             name: torch.tensor(array, dtype=kind, device=device)
             for name, array in given.items()
             if array is not None
         }
-        with arithmetic(precision, torch.device(device).type):
-            return module(**inputs, method=method, nfe=nfe).cpu().numpy()
+        sound = torch.tensor(x, dtype=kind, device=device)
+        with arithmetic(precision, sound.device.type), ending(_counts(lengths, device), sound.shape[1]):
+            sound = kept(sound[:, None])[:, 0]
+            return module(sound, **inputs, method=method, nfe=nfe).cpu().numpy()
 
     return enhance
+
+
+def _counts(lengths: np.ndarray | None, device: torch.device | str) -> torch.Tensor | None:
+    return None if lengths is None else torch.tensor(lengths, dtype=torch.int64, device=device)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jax_impl.ends import padded
 from jax_impl.model.conv import Conv1d
 from jax_impl.model.normalizer import Buffer
 from jax_impl.precision import spread
@@ -23,8 +24,8 @@ HALF = FILTER_TAPS // 2
 def twice(x: Float[Array, "b n c"], taps: Float[Array, " k"]) -> Float[Array, "b m c"]:
     """Double the sample rate; the ends are repeated. Even and odd samples each take every other tap."""
     b, n, c = x.shape
-    padded = jnp.pad(x, ((0, 0), (HALF // 2, HALF // 2), (0, 0)), mode="edge")
-    parts = [padded[:, k : k + n] for k in range(HALF + 1)]
+    wide = padded(x, HALF // 2, HALF // 2, "edge")
+    parts = [wide[:, k : k + n] for k in range(HALF + 1)]
     even = sum(2 * taps[FILTER_TAPS - 1 - 2 * k] * parts[k] for k in range(HALF))
     odd = sum(2 * taps[FILTER_TAPS - 2 - 2 * k] * parts[k + 1] for k in range(HALF))
     return jnp.stack([even, odd], axis=2).reshape(b, 2 * n, c)
@@ -33,8 +34,8 @@ def twice(x: Float[Array, "b n c"], taps: Float[Array, " k"]) -> Float[Array, "b
 def halve(x: Float[Array, "b m c"], taps: Float[Array, " k"]) -> Float[Array, "b n c"]:
     """Halve the sample rate of an even number of samples; the ends are repeated."""
     b, m, c = x.shape
-    padded = jnp.pad(x, ((0, 0), (HALF - 1, HALF + 1), (0, 0)), mode="edge").reshape(b, m // 2 + HALF, 2, c)
-    parts = [padded[:, k : k + m // 2, phase] for k in range(HALF) for phase in range(2)]
+    pairs = padded(x, HALF - 1, HALF + 1, "edge").reshape(b, m // 2 + HALF, 2, c)
+    parts = [pairs[:, k : k + m // 2, phase] for k in range(HALF) for phase in range(2)]
     return sum((taps[k] * part for k, part in enumerate(parts[1:], 1)), taps[0] * parts[0])
 
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jax_impl.ends import Padding, kept, padded
 from jax_impl.model.weight_norm import weight_norm
 from jax_impl.precision import operands, spread, takes_products
 from parivox.enhancer_tables import LEAK
@@ -85,12 +86,12 @@ class Conv1d(_Weighted):
     ):
         super().__init__((outputs, inputs, kernel), outputs, bias, normed)
         self.dilation, self.margin = dilation, dilation * (kernel // 2)
-        self.mode = "reflect" if reflect else "constant"
+        self.mode: Padding = "reflect" if reflect else "constant"
 
     def __call__(self, x: Float[Array, "b n i"]) -> Float[Array, "b n o"]:
         """Convolve."""
-        padded = jnp.pad(x, ((0, 0), (self.margin, self.margin), (0, 0)), mode=self.mode)
-        return convolve(padded, self.kernel(), None if self.bias is None else self.bias[...], self.dilation)
+        x = padded(x, self.margin, self.margin, self.mode) if self.margin else x
+        return convolve(x, self.kernel(), None if self.bias is None else self.bias[...], self.dilation)
 
 
 class ConvTranspose1d(_Weighted):
@@ -110,7 +111,7 @@ class ConvTranspose1d(_Weighted):
         One matrix product makes the two strides of samples that each input reaches, which are added where they meet.
         """
         (b, n, _), stride, dtype = x.shape, self.stride, x.dtype
-        x, weight = operands(x, self.kernel())
+        x, weight = operands(kept(x), self.kernel())
         reach = jnp.einsum("bni,iok->bnko", x, weight)
         one, two = reach[:, :, :stride], reach[:, :, stride:]
         y = jnp.pad(one, ((0, 0), (0, 1), (0, 0), (0, 0))) + jnp.pad(two, ((0, 0), (1, 0), (0, 0), (0, 0)))

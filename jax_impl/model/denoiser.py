@@ -8,8 +8,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Complex, Float
 
+from jax_impl.ends import ending, ends, kept, padded
 from jax_impl.features import istft, magnitude_phase, peak_normalize, stft
 from jax_impl.model.unet import UNet
 from parivox.features import DENOISER_STFT
@@ -26,19 +27,26 @@ class Denoiser(nnx.Module):
     def __call__(self, x: Float[Array, "b t"]) -> Float[Array, "b t"]:
         """Denoise; each row is peak-normalised first and the result stays at that scale."""
         x = peak_normalize(x)
-        magnitude, cos, sin = magnitude_phase(stft(x, DENOISER_STFT)[..., :-1])
+        z = stft(x, DENOISER_STFT)[..., :-1]
+        with ending(ends(z.shape[-1]), z.shape[-1]):  # whole frames from here on
+            y = self._masked(z, x.dtype)
+        return jnp.pad(y, ((0, 0), (0, x.shape[-1] - y.shape[-1])))
+
+    def _masked(self, z: Complex[Array, "b f n"], dtype: jnp.dtype) -> Float[Array, "b u"]:
+        """Look at a spectrum, turn and weaken it, and make sound of it."""
+        magnitude, cos, sin = magnitude_phase(z)
         # The network computes in the dtype of its weights, which may be half precision; the sound around it does not.
         image = jnp.stack([magnitude, cos, sin], axis=-1).astype(self.net.input_proj.weight[...].dtype)
-        out = self.net(image).astype(x.dtype)
+        out = self.net(image).astype(dtype)
         mask = jax.nn.sigmoid(out[..., 0])
         re, im = jnp.tanh(out[..., 1]), jnp.tanh(out[..., 2])
         # The 1e-7 keeps the gradient finite where the network answers with no direction at all.
         length = jnp.sqrt(re**2 + im**2 + 1e-7)
         turn_cos, turn_sin = re / length, im / length
         magnitude = jax.nn.relu(magnitude * mask)
-        z = magnitude * jax.lax.complex(cos * turn_cos - sin * turn_sin, sin * turn_cos + cos * turn_sin)
-        y = istft(jnp.concatenate([z, z[..., -1:]], axis=-1), DENOISER_STFT)
-        return jnp.pad(y, ((0, 0), (0, x.shape[-1] - y.shape[-1])))
+        turned = cos * turn_cos - sin * turn_sin, sin * turn_cos + cos * turn_sin
+        parts = [padded((magnitude * part).swapaxes(1, 2), 0, 1, "edge").swapaxes(1, 2) for part in turned]
+        return kept(istft(jax.lax.complex(*parts), DENOISER_STFT)[..., None])[..., 0]
 
 
 def denoiser_loss(output: Float[Array, "b t"], target: Float[Array, "b t"]) -> Float[Array, ""]:

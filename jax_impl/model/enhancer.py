@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jax_impl.ends import ending, ends
 from jax_impl.features import MelTables, mel_spectrogram, peak_normalize
 from jax_impl.model.cfm import CFM, Method, cfm_loss
 from jax_impl.model.denoiser import Denoiser, denoiser_loss
@@ -177,8 +178,9 @@ class Enhancer(nnx.Module):
         x = peak_normalize(x)
         mel = self.mel(x)
         condition = mel if blend is None else self.condition(mel, self.denoiser(x), blend)
-        psi = self.lcfm.cfm.sample(self.prior(mel, tau, prior), condition, method, nfe)
-        return self.vocoder(self.lcfm.ae.decode(psi / self.z_scale), noise.swapaxes(1, 2))
+        with ending(ends(mel.shape[1]), mel.shape[1]):  # whole frames from here on
+            psi = self.lcfm.cfm.sample(self.prior(mel, tau, prior), condition, method, nfe)
+            return self.vocoder(self.lcfm.ae.decode(psi / self.z_scale), noise.swapaxes(1, 2))
 
 
 def stage1_losses(

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jax_impl.ends import ends, kept
 from jax_impl.precision import operands, spread, total
 
 __all__ = ["Conv2d", "GELU", "GroupNorm", "downsample", "upsample"]
@@ -39,7 +40,7 @@ class Conv2d(nnx.Module):
 
     def __call__(self, x: Float[Array, "b f n i"]) -> Float[Array, "b f n o"]:
         """Convolve an image."""
-        weight = self.weight[...]
+        weight, x = self.weight[...], kept(x)
         pad = weight.shape[-1] // 2
         image, weight = operands(x, weight)
         if image.dtype == jnp.float64 and weight.shape[:2] == SLOW_CHANNELS and image.size >= SLOW_VALUES:
@@ -80,10 +81,13 @@ class GroupNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "b *n c"]) -> Float[Array, "b *n c"]:
         """Normalise over frequency, frames and the channels of a group; also without an axis of frequency."""
-        grouped = _wide(x).reshape(*x.shape[:-1], self.groups, -1)
+        grouped = kept(_wide(x)).reshape(*x.shape[:-1], self.groups, -1)
         axes, shape = (*range(1, x.ndim - 1), x.ndim), grouped.shape
-        count = math.prod(shape[axis] for axis in axes)
+        count: int | jax.Array = math.prod(shape[axis] for axis in axes)
+        if (last := ends(x.shape[-2])) is not None:
+            count = (count // x.shape[-2] * last).reshape(-1, *(1,) * x.ndim)
         centred = grouped - spread(total(grouped, axes) / count, shape)
+        centred = kept(centred.reshape(x.shape)).reshape(shape)
         variance = total(centred**2, axes) / count
         y = (centred * spread(jax.lax.rsqrt(variance + self.eps), shape)).reshape(x.shape)
         y = y * spread(_wide(self.weight[...]), x.shape) + spread(_wide(self.bias[...]), x.shape)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jax_impl.ends import padded
 from jax_impl.model.alias_free import AMPBlock
 from jax_impl.model.conv import Conv1d, ConvTranspose1d, Identity, LeakyReLU, convolve
 from jax_impl.precision import operands, spread
@@ -115,7 +116,7 @@ class LVCBlock(nnx.Module):
         return x
 
     def _local(self, x: Array, hidden: Array, layer: LayerPredictor) -> Array:
-        x, hidden = (jnp.pad(part, ((0, 0), (1, 1), (0, 0))) for part in (x, hidden))
+        x, hidden = (padded(part, 1, 1) for part in (x, hidden))
         return location_variable(x, *predict(hidden, layer))
 
 

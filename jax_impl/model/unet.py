@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jax_impl.ends import ending, ends, kept
 from jax_impl.model.layers import GELU, Conv2d, GroupNorm, downsample, upsample
 
 __all__ = ["UNet", "UNetBlock"]
@@ -89,7 +90,12 @@ class UNet(nnx.Module):
     def __call__(self, x: Float[Array, "b f n i"]) -> Float[Array, "b f n o"]:
         """Run the network."""
         _, f, n, _ = x.shape
-        x = jnp.pad(x, ((0, 0), (0, -f % 16), (0, -n % 16), (0, 0)))
+        last = ends(n)
+        x = jnp.pad(kept(x), ((0, 0), (0, -f % 16), (0, -n % 16), (0, 0)))
+        with ending(None if last is None else last + -last % 16, x.shape[2]):
+            return self._image(x)[:, :f, :n]
+
+    def _image(self, x: Array) -> Array:
         x = self.input_proj(x)
         skips = []
         for block in self.encoder_blocks:
@@ -99,7 +105,7 @@ class UNet(nnx.Module):
             x, _ = self._run(block, x)
         for block in self.decoder_blocks:
             x, _ = self._run(block, x, skips.pop())
-        return _apply(self.head, x)[:, :f, :n]
+        return _apply(self.head, x)
 
     def _run(self, block: UNetBlock, *images: Array) -> tuple[Array, Array]:
         return (

@@ -5,12 +5,15 @@ W. Jang et al., "UnivNet", 2021: noise becomes sound under a condition, block by
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jax_impl.ends import ending, ends, kept
 from jax_impl.model.conv import Conv1d, LeakyReLU
 from jax_impl.model.lvc import LVCBlock
 from parivox.enhancer_tables import FRAME, STRIDES, TAIL, VOCODER_NOISE, tile_starts, vocoder_reach
@@ -37,24 +40,37 @@ class UnivNet(nnx.Module):
     ) -> Float[Array, "b t"]:
         """Make sound; t = 420 n."""
         length, frames = condition.shape[1], noise.shape[1]
-        condition = jnp.pad(condition, ((0, 0), (0, TAIL), (0, 0)))
-        window = frames if self.tile is None else self.tile + 2 * vocoder_reach()
-        if window >= frames:
-            return self._sound(condition, noise)[:, : FRAME * length]
+        last = ends(length)
+        condition = jnp.pad(kept(condition), ((0, 0), (0, TAIL), (0, 0)))
+        with ending(None if last is None else last + TAIL, frames):
+            return self._tiled(condition, noise)[:, : FRAME * length]
 
-        # Window by window, each over what the one before has left to it.
-        starts, fresh = np.array(tile_starts(frames, window)), np.arange(window * FRAME)
+    def _tiled(self, condition: Float[Array, "b n w"], noise: Float[Array, "b n z"]) -> Float[Array, "b t"]:
+        """Sound of all frames, in tiles where there are many."""
+        frames = noise.shape[1]
+        last, window = ends(frames), frames if self.tile is None else self.tile + 2 * vocoder_reach()
+        if window >= frames:
+            return self._sound(condition, noise)
+
+        # Window by window, each over what the one before has left to it. A row's last one ends where the row ends.
+        starts, fresh = jnp.asarray(tile_starts(frames, window)), np.arange(window * FRAME)
+        count: int | Array = len(starts)
+        if last is not None:
+            room = jnp.maximum(last - window, 0)
+            count = 1 + (starts[:-1] < room.max()).sum()
+            starts = jnp.minimum(starts[:, None], room)
 
         def add(k: Array, sound: Array) -> Array:
-            start = jnp.asarray(starts)[k]
-            parts = (jax.lax.dynamic_slice_in_dim(part, start, window, 1) for part in (condition, noise))
-            before = jax.lax.dynamic_slice_in_dim(sound, start * FRAME, window * FRAME, 1)
+            start = starts[k]
+            parts = (_cut(part, start, window) for part in (condition, noise))
+            with ending(None if last is None else jnp.clip(last - start, 1, window), window):
+                made = self._sound(*parts)
             left_out = jnp.where(k > 0, vocoder_reach() * FRAME, 0)
-            made = jnp.where(fresh >= left_out, self._sound(*parts), before)
-            return jax.lax.dynamic_update_slice_in_dim(sound, made, start * FRAME, 1)
+            made = jnp.where(fresh >= left_out, made, _cut(sound, start * FRAME, window * FRAME))
+            return _put(sound, made, start * FRAME)
 
         sound = jnp.zeros((noise.shape[0], frames * FRAME), noise.dtype)
-        return jax.lax.fori_loop(0, len(starts), add, sound)[:, : FRAME * length]
+        return jax.lax.fori_loop(0, count, add, sound)
 
     def _sound(self, condition: Float[Array, "b n w"], noise: Float[Array, "b n z"]) -> Float[Array, "b t"]:
         """Sound of all frames."""
@@ -65,3 +81,17 @@ class UnivNet(nnx.Module):
             x = block(x, condition)
         leaky, last = self.conv_post
         return jnp.tanh(last(leaky(x)).astype(noise.dtype))[..., 0]
+
+
+def _cut(x: Array, start: Array, size: int) -> Array:
+    """So much of each row (b, n, ...), from one start for all or from its own."""
+    if not start.ndim:
+        return jax.lax.dynamic_slice_in_dim(x, start, size, 1)
+    return jax.vmap(partial(jax.lax.dynamic_slice_in_dim, slice_size=size))(x, start)
+
+
+def _put(x: Array, part: Array, start: Array) -> Array:
+    """Replace what `_cut` would give."""
+    if not start.ndim:
+        return jax.lax.dynamic_update_slice_in_dim(x, part, start, 1)
+    return jax.vmap(partial(jax.lax.dynamic_update_slice_in_dim, axis=0))(x, part, start)

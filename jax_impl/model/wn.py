@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jax_impl.ends import ends, kept
 from jax_impl.model.conv import Conv1d
 from jax_impl.precision import spread, total
 from parivox.enhancer_tables import TIME_WIDTH, WN_CYCLE
@@ -22,8 +23,9 @@ __all__ = ["WN", "WNLayer", "instance_norm"]
 
 def instance_norm(x: Float[Array, "b n c"], eps: float = 1e-5) -> Float[Array, "b n c"]:
     """Each channel of each item with mean 0 and (biased) variance 1 over the frames."""
-    count = x.shape[1]
-    centred = x - spread(total(x, (1,)) / count, x.shape)
+    last = ends(x.shape[1])
+    count = x.shape[1] if last is None else last[:, None, None]
+    centred = kept(x - spread(total(kept(x), (1,)) / count, x.shape))
     return centred * spread(jax.lax.rsqrt(total(centred**2, (1,)) / count + eps), x.shape)
 
 

@@ -53,6 +53,7 @@ class EnhanceCommand:
         format: Format of the outputs; by default each file's own, or what the output's name says.
         chunk_seconds: How much the model hears at once; a longer chunk takes more memory.
         overlap_seconds: How much neighbouring chunks share.
+        batch: How many chunks are computed at once; by default 1 on a CPU, else 4. More take more memory.
         mono: Clean the mean of the channels instead of each.
         mix: How much of the original is kept, 0 to 1.
         skip_existing: Pass over files whose output is there already.
@@ -76,6 +77,7 @@ class EnhanceCommand:
     format: Annotated[Literal["wav", "flac", "ogg", "mp3"] | None, NO_HINT] = None
     chunk_seconds: float = 30.0
     overlap_seconds: float = 1.0
+    batch: CountOption = None
     mono: Annotated[bool, tyro.conf.FlagCreatePairsOff, NO_HINT] = False
     mix: float = 0.0
     skip_existing: Annotated[bool, tyro.conf.FlagCreatePairsOff, NO_HINT] = False
@@ -100,6 +102,8 @@ class EnhanceCommand:
             skip_existing=self.skip_existing,
             keep_going=not self.fail_fast,
         )
+        if self.batch is not None and self.batch < 1:
+            raise ConfigError(f"--batch is {self.batch}; use 1 or more")
         if self.keep_going and self.fail_fast:
             raise ConfigError("--keep-going and --fail-fast exclude each other; leave out one")
         check_source(self.source)
@@ -111,7 +115,7 @@ class EnhanceCommand:
             denoise_only=self.denoise_only,
             message=tell,
         )
-        model = cleaner.denoiser() if self.denoise_only else cleaner.enhancer(sampling)
+        model = cleaner.denoiser(self.batch) if self.denoise_only else cleaner.enhancer(sampling, self.batch)
         print(f"cleaning with {cleaner}", flush=True)
         begun = time.monotonic()
         with EnhanceProgress() as progress:

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from parivox.enhancer_tables import AMP_DILATIONS, FILTER_TAPS, SNAKE_RANGE, kaiser_filter
+from torch_impl.ends import padded
 from torch_impl.model.conv import Conv1d
 from torch_impl.model.normalizer import Buffer
 
@@ -25,7 +26,7 @@ HALF = FILTER_TAPS // 2
 def twice(x: Float[Tensor, "b c n"], taps: Float[Tensor, " k"]) -> Float[Tensor, "b c m"]:
     """Double the sample rate; the ends are repeated. Even and odd samples each take every other tap."""
     b, c, n = x.shape
-    rows = F.pad(x, (HALF // 2, HALF // 2), mode="replicate").reshape(b * c, 1, -1)
+    rows = padded(x, HALF // 2, HALF // 2, "replicate").reshape(b * c, 1, -1)
     backwards = 2 * taps.flip(0)
     phases = torch.stack([F.pad(backwards[::2], (0, 1)), F.pad(backwards[1::2], (1, 0))])
     return F.conv1d(rows, phases[:, None]).transpose(1, 2).reshape(b, c, 2 * n)
@@ -34,7 +35,7 @@ def twice(x: Float[Tensor, "b c n"], taps: Float[Tensor, " k"]) -> Float[Tensor,
 def halve(x: Float[Tensor, "b c m"], taps: Float[Tensor, " k"]) -> Float[Tensor, "b c n"]:
     """Halve the sample rate of an even number of samples; the ends are repeated."""
     b, c, m = x.shape
-    rows = F.pad(x, (HALF - 1, HALF), mode="replicate").reshape(b * c, 1, -1)
+    rows = padded(x, HALF - 1, HALF, "replicate").reshape(b * c, 1, -1)
     return F.conv1d(rows, taps[None, None], stride=2).reshape(b, c, m // 2)
 
 

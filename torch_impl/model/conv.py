@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from parivox.enhancer_tables import LEAK
+from torch_impl.ends import Padding, kept, padded
 from torch_impl.model.weight_norm import weight_norm
 
 __all__ = ["Conv1d", "ConvTranspose1d", "Identity", "LeakyReLU", "convolve"]
@@ -86,12 +87,12 @@ class Conv1d(_Weighted):
     ):
         super().__init__((outputs, inputs, kernel), outputs, bias, normed)
         self.dilation, self.margin = dilation, dilation * (kernel // 2)
-        self.mode = "reflect" if reflect else "constant"
+        self.mode: Padding = "reflect" if reflect else "constant"
 
     def forward(self, x: Float[Tensor, "b i n"]) -> Float[Tensor, "b o n"]:
         """Convolve."""
-        padded = F.pad(x, (self.margin, self.margin), mode=self.mode)
-        return convolve(padded, self.kernel(), self.bias, self.dilation)
+        x = padded(x, self.margin, self.margin, self.mode) if self.margin else x
+        return convolve(x, self.kernel(), self.bias, self.dilation)
 
 
 class ConvTranspose1d(_Weighted):
@@ -109,7 +110,7 @@ class ConvTranspose1d(_Weighted):
         """Up-sample; m = stride * n."""
         odd = self.stride % 2
         padding = self.stride // 2 + odd
-        return F.conv_transpose1d(x, self.kernel(), self.bias, self.stride, padding, output_padding=odd)
+        return F.conv_transpose1d(kept(x), self.kernel(), self.bias, self.stride, padding, output_padding=odd)
 
 
 class LeakyReLU(nn.Module):

@@ -6,11 +6,12 @@ A UNet looks at magnitude and phase of the noisy STFT and answers with a mask an
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Complex, Float
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from parivox.features import DENOISER_STFT
+from torch_impl.ends import ending, ends, kept, padded
 from torch_impl.features import istft, magnitude_phase, peak_normalize, stft
 from torch_impl.model.unet import UNet
 
@@ -27,19 +28,26 @@ class Denoiser(nn.Module):
     def forward(self, x: Float[Tensor, "b t"]) -> Float[Tensor, "b t"]:
         """Denoise; each row is peak-normalised first and the result stays at that scale."""
         x = peak_normalize(x)
-        magnitude, cos, sin = magnitude_phase(stft(x, DENOISER_STFT)[..., :-1])
+        z = stft(x, DENOISER_STFT)[..., :-1]
+        with ending(ends(z.shape[-1]), z.shape[-1]):  # whole frames from here on
+            y = self._masked(z, x.dtype)
+        return pad(y, (0, x.shape[-1] - y.shape[-1]))
+
+    def _masked(self, z: Complex[Tensor, "b f n"], dtype: torch.dtype) -> Float[Tensor, "b u"]:
+        """Look at a spectrum, turn and weaken it, and make sound of it."""
+        magnitude, cos, sin = magnitude_phase(z)
         # The network computes in the dtype of its weights, which may be half precision; the sound around it does not.
         image = torch.stack([magnitude, cos, sin], dim=1).to(self.net.input_proj.weight.dtype)
-        out = self.net(image).to(x.dtype)
+        out = self.net(image).to(dtype)
         mask = torch.sigmoid(out[:, 0])
         re, im = torch.tanh(out[:, 1]), torch.tanh(out[:, 2])
         # The 1e-7 keeps the gradient finite where the network answers with no direction at all.
         length = torch.sqrt(re**2 + im**2 + 1e-7)
         turn_cos, turn_sin = re / length, im / length
         magnitude = torch.relu(magnitude * mask)
-        z = magnitude * torch.complex(cos * turn_cos - sin * turn_sin, sin * turn_cos + cos * turn_sin)
-        y = istft(torch.cat([z, z[..., -1:]], dim=-1), DENOISER_STFT)
-        return pad(y, (0, x.shape[-1] - y.shape[-1]))
+        turned = cos * turn_cos - sin * turn_sin, sin * turn_cos + cos * turn_sin
+        parts = [padded(magnitude * part, 0, 1, "replicate") for part in turned]
+        return kept(istft(torch.complex(*parts), DENOISER_STFT))
 
 
 def denoiser_loss(output: Float[Tensor, "b t"], target: Float[Tensor, "b t"]) -> Float[Tensor, ""]:

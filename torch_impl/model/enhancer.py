@@ -17,6 +17,7 @@ from parivox.enhancer_tables import mel_spec
 from parivox.features import SAMPLE_RATE, MelSpec, hann_window, mel_filter_bank
 from parivox.hparams import EnhancerHParams
 from parivox.weights_enhancer import STATISTICS
+from torch_impl.ends import ending, ends
 from torch_impl.features import MelTables, mel_spectrogram, peak_normalize
 from torch_impl.model.cfm import CFM, Method, cfm_loss
 from torch_impl.model.denoiser import Denoiser, denoiser_loss
@@ -183,8 +184,9 @@ class Enhancer(nn.Module):
         x = peak_normalize(x)
         mel = self.mel(x)
         condition = mel if blend is None else self.condition(mel, self.denoiser(x), blend)
-        psi = self.lcfm.cfm.sample(self.prior(mel, tau, prior), condition, method, nfe)
-        return self.vocoder(self.lcfm.ae.decode(psi / self.z_scale), noise)
+        with ending(ends(mel.shape[-1]), mel.shape[-1]):  # whole frames from here on
+            psi = self.lcfm.cfm.sample(self.prior(mel, tau, prior), condition, method, nfe)
+            return self.vocoder(self.lcfm.ae.decode(psi / self.z_scale), noise)
 
 
 def stage1_losses(

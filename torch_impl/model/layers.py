@@ -5,8 +5,11 @@ Images are (b, c, f, n). Weights keep the public names and shapes (out, in, kern
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from torch_impl.ends import ends, kept
 
 __all__ = ["Conv2d", "GELU", "GroupNorm", "downsample", "upsample"]
 
@@ -17,12 +20,30 @@ class Conv2d(nn.Conv2d):
     def __init__(self, channels_in: int, channels_out: int, kernel: int):
         super().__init__(channels_in, channels_out, kernel, padding=kernel // 2)
 
+    def forward(self, x: Float[Tensor, "b i f n"]) -> Float[Tensor, "b o f n"]:
+        """Convolve an image."""
+        return super().forward(kept(x))
+
 
 class GroupNorm(nn.GroupNorm):
     """Group normalisation (Wu and He, 2018), eps 1e-5, variance from the centred values."""
 
     def __init__(self, groups: int, channels: int, eps: float = 1e-5):
         super().__init__(groups, channels, eps=eps)
+
+    def forward(self, x: Float[Tensor, "b c *n"]) -> Float[Tensor, "b c *n"]:
+        """Normalise over the channels of a group, frequency and frames; also without an axis of frequency."""
+        last = ends(x.shape[-1])
+        if last is None:
+            return super().forward(x)
+        shape = len(x), self.num_groups, -1
+        values = kept(x).reshape(shape)
+        count = (values.shape[-1] // x.shape[-1] * last)[:, None, None]
+        centred = kept((values - values.sum(-1, keepdim=True) / count).reshape(x.shape)).reshape(shape)
+        variance = (centred**2).sum(-1, keepdim=True) / count
+        y = (centred * torch.rsqrt(variance + self.eps)).reshape(x.shape)
+        weight, bias = (part.reshape(-1, *(1,) * (x.ndim - 2)) for part in (self.weight, self.bias))
+        return y * weight + bias
 
 
 class GELU(nn.GELU):

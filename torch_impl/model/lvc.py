@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from parivox.enhancer_tables import LVC_DILATIONS, LVC_TAPS, PREDICTOR_PAIRS, PREDICTOR_WIDTH
+from torch_impl.ends import padded
 from torch_impl.model.alias_free import AMPBlock
 from torch_impl.model.conv import Conv1d, ConvTranspose1d, Identity, LeakyReLU, convolve
 
@@ -110,5 +110,5 @@ class LVCBlock(nn.Module):
         return x
 
     def _local(self, x: Tensor, hidden: Tensor, layer: LayerPredictor) -> Tensor:
-        x, hidden = (F.pad(part, (1, 1)) for part in (x, hidden))
+        x, hidden = (padded(part, 1, 1) for part in (x, hidden))
         return location_variable(x, *predict(hidden, layer))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 
+from torch_impl.ends import ending, ends, kept
 from torch_impl.model.layers import GELU, Conv2d, GroupNorm, downsample, upsample
 
 __all__ = ["UNet", "UNetBlock"]
@@ -83,7 +84,12 @@ class UNet(nn.Module):
     def forward(self, x: Float[Tensor, "b i f n"]) -> Float[Tensor, "b o f n"]:
         """Run the network."""
         _, _, f, n = x.shape
-        x = pad(x, (0, -n % 16, 0, -f % 16))
+        last = ends(n)
+        x = pad(kept(x), (0, -n % 16, 0, -f % 16))
+        with ending(None if last is None else last + -last % 16, x.shape[-1]):
+            return self._image(x)[:, :, :f, :n]
+
+    def _image(self, x: Tensor) -> Tensor:
         x = self.input_proj(x)
         skips = []
         for block in self.encoder_blocks:
@@ -93,7 +99,7 @@ class UNet(nn.Module):
             x, _ = self._run(block, x)
         for block in self.decoder_blocks:
             x, _ = self._run(block, x, skips.pop())
-        return self.head(x)[:, :, :f, :n]
+        return self.head(x)
 
     def _run(self, block: nn.Module, *images: Tensor) -> tuple[Tensor, Tensor]:
         if self.checkpointed and torch.is_grad_enabled():

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from parivox.enhancer_tables import FRAME, STRIDES, TAIL, VOCODER_NOISE, tile_starts, vocoder_reach
+from torch_impl.ends import ending, ends, kept
 from torch_impl.model.conv import Conv1d, LeakyReLU
 from torch_impl.model.lvc import LVCBlock
 
@@ -37,19 +38,33 @@ class UnivNet(nn.Module):
     ) -> Float[Tensor, "b t"]:
         """Make sound; t = 420 n."""
         length, frames = condition.shape[-1], noise.shape[-1]
-        condition = F.pad(condition, (0, TAIL))
-        window = frames if self.tile is None else self.tile + 2 * vocoder_reach()
-        if window >= frames:
-            return self._sound(condition, noise)[:, : FRAME * length]
+        last = ends(length)
+        condition = F.pad(kept(condition), (0, TAIL))
+        with ending(None if last is None else last + TAIL, frames):
+            return self._tiled(condition, noise)[:, : FRAME * length]
 
-        # Window by window, each over what the one before has left to it.
+    def _tiled(
+        self, condition: Float[Tensor, "b w n"], noise: Float[Tensor, "b z n"]
+    ) -> Float[Tensor, "b t"]:
+        """Sound of all frames, in tiles where there are many."""
+        frames = noise.shape[-1]
+        last, window = ends(frames), frames if self.tile is None else self.tile + 2 * vocoder_reach()
+        if window >= frames:
+            return self._sound(condition, noise)
+
+        # Window by window, each over what the one before has left to it. A row's last one ends where the row ends.
+        starts = torch.tensor(tile_starts(frames, window), device=noise.device)[:, None]
+        if last is not None:
+            room = (last - window).clamp(min=0)
+            starts = torch.minimum(starts[: 1 + int((starts[:-1] < room.max()).sum())], room)
         sound = noise.new_zeros(len(noise), frames * FRAME)
-        for k, start in enumerate(tile_starts(frames, window)):
-            parts = (part[..., start : start + window] for part in (condition, noise))
+        for k, start in enumerate(starts.tolist()):
+            parts = (_cut(part, start, window) for part in (condition, noise))
+            with ending(None if last is None else (last - starts[k]).clamp(1, window), window):
+                made = self._sound(*parts)
             left_out = vocoder_reach() * FRAME if k > 0 else 0
-            begin, end = start * FRAME + left_out, (start + window) * FRAME
-            sound[:, begin:end] = self._sound(*parts)[:, left_out:]
-        return sound[:, : FRAME * length]
+            _put(sound, made[:, left_out:], [at * FRAME + left_out for at in start])
+        return sound
 
     def _sound(
         self, condition: Float[Tensor, "b w n"], noise: Float[Tensor, "b z n"]
@@ -61,3 +76,20 @@ class UnivNet(nn.Module):
         for block in self.blocks:
             x = block(x, condition)
         return torch.tanh(self.conv_post(x).to(noise.dtype))[:, 0]
+
+
+def _cut(x: Tensor, starts: list[int], size: int) -> Tensor:
+    """So much of each row (b, ..., n), from one start for all or from its own."""
+    if len(starts) == 1:
+        return x[..., starts[0] : starts[0] + size]
+    return torch.stack([row[..., at : at + size] for row, at in zip(x, starts, strict=True)])
+
+
+def _put(x: Tensor, part: Tensor, starts: list[int]) -> None:
+    """Replace what `_cut` would give."""
+    size = part.shape[-1]
+    if len(starts) == 1:
+        x[..., starts[0] : starts[0] + size] = part
+        return
+    for row, own, at in zip(x, part, starts, strict=True):
+        row[..., at : at + size] = own

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from parivox.enhancer_tables import TIME_WIDTH, WN_CYCLE
+from torch_impl.ends import ends, kept
 from torch_impl.model.conv import Conv1d
 
 __all__ = ["WN", "WNLayer", "instance_norm"]
@@ -21,8 +22,10 @@ __all__ = ["WN", "WNLayer", "instance_norm"]
 
 def instance_norm(x: Float[Tensor, "b c n"], eps: float = 1e-5) -> Float[Tensor, "b c n"]:
     """Each channel of each item with mean 0 and (biased) variance 1 over the frames."""
-    centred = x - x.mean(-1, keepdim=True)
-    return centred * torch.rsqrt((centred**2).mean(-1, keepdim=True) + eps)
+    last = ends(x.shape[-1])
+    count = x.shape[-1] if last is None else last[:, None, None]
+    centred = kept(x - kept(x).sum(-1, keepdim=True) / count)
+    return centred * torch.rsqrt((centred**2).sum(-1, keepdim=True) / count + eps)
 
 
 class WNLayer(nn.Module):
