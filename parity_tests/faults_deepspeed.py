@@ -207,7 +207,15 @@ DEEPSPEED_FAULTS: tuple[Fault, ...] = (
         "devices",
         "float32",
         devices_probe,
-        {"jax": _in_ranks("sum"), "torch": _in_ranks("sum")},
+        {"torch": _in_ranks("sum")},
+    ),
+    Fault(
+        "sum over a mesh for its mean",
+        "devices",
+        "float32",
+        devices_probe,
+        {"jax": _in_ranks("sum")},
+        long=True,
     ),
     Fault(
         "all devices read the same rows",

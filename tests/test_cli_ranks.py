@@ -133,8 +133,9 @@ def test_two_jax_processes_make_one_run(tmp_path, data):
     assert_same_curve(run, data / "whole")
 
 
-@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("backend", ["torch", pytest.param("jax", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("backend", ["torch", "jax"])
 def test_a_killed_rank_ends_the_run_which_goes_on(tmp_path, data, backend, victim):
     run = tmp_path / "run"
     with launched(backend, 2, data, run) as processes:

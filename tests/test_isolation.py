@@ -84,10 +84,10 @@ def test_one_backend_cleans_a_file_and_asks_for_nothing_of_the_other(tmp_path, b
     assert not {name.partition(".")[0] for name in asked} & {*other} - {"deepspeed"}
 
 
-def train(tmp_path: Path, backend: str, begin: int) -> set[str]:
-    """Open a run that stands at step `begin`, train up to step 1 and evaluate; the packages this loaded."""
+def train(tmp_path: Path, backend: str) -> set[str]:
+    """Train a run up to step 1 and evaluate; the packages this loaded."""
     hp = folders(tmp_path / "data").replace(unet_hidden_dim=1, batch_size_per_gpu=2, max_steps=2)
-    run = tiny_run(tmp_path / "run", hp, step=begin)
+    run = tiny_run(tmp_path / "run", hp)
     loaded, _, _ = parivox((), "train", "denoiser", str(run), "--backend", backend, "--stop-at", "1")
     summary = json.loads((run / "summary.json").read_text())
     assert (summary["step"], summary["backend"]["backend"], summary["evaluation"]["items"]) == (
@@ -98,22 +98,18 @@ def train(tmp_path: Path, backend: str, begin: int) -> set[str]:
     return loaded
 
 
-# JAX compiles an update for the better part of a minute, so the quick test makes none.
-UPDATES = [pytest.param(1, id="no update"), pytest.param(0, id="one update", marks=pytest.mark.slow)]
-
-
 @needs["jax"]
-@pytest.mark.parametrize("begin", UPDATES)
-def test_training_on_jax_loads_nothing_of_torch(tmp_path, begin):
-    loaded = train(tmp_path, "jax", begin)
+@pytest.mark.slow
+def test_training_on_jax_loads_nothing_of_torch(tmp_path):
+    loaded = train(tmp_path, "jax")
     assert "jax_impl" in loaded and not loaded & {*TORCH}
 
 
 @needs["torch"]
 @pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
-@pytest.mark.parametrize("begin", UPDATES)
-def test_training_on_torch_loads_no_jax_backend(tmp_path, begin):
-    loaded = train(tmp_path, "torch", begin)
+@pytest.mark.slow
+def test_training_on_torch_loads_no_jax_backend(tmp_path):
+    loaded = train(tmp_path, "torch")
     # grain itself imports jax where it is installed.
     assert "torch_impl" in loaded and not loaded & {"jax_impl", "flax", "optax"}
 

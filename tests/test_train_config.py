@@ -97,6 +97,7 @@ def test_accumulation_is_one_update_of_all_rows(backend):
         assert one.learning_rate == other.learning_rate
 
 
+@pytest.mark.parametrize("backend", LONG_IN_JAX, indirect=True)
 def test_one_bad_micro_batch_stops_the_whole_update(backend):
     config = config_of(4)
     state = backend.create_state(HP, fresh(config), config)

@@ -46,6 +46,7 @@ def test_tiles_make_the_same_sound(weights, frames: int) -> None:
     assert distance(tiled, whole) <= tolerances.bound("outputs", "float64")
 
 
+@pytest.mark.slow
 def test_tiles_of_the_other_backend_make_the_same_sound(weights) -> None:
     frames = FIRST + TILE + 2
     found, wanted = sound(weights, "jax", frames, TILE), sound(weights, "torch", frames, None)
