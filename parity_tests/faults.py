@@ -334,10 +334,15 @@ FAULTS: tuple[Fault, ...] = (
         "training",
         "float64",
         training_probe,
-        {
-            "jax": swap("jax_impl.backend.update_schedule", _late),
-            "torch": swap("torch_impl.train_step.update_schedule", _late),
-        },
+        {"torch": swap("torch_impl.train_step.update_schedule", _late)},
+    ),
+    Fault(
+        "rate shifted by one update",
+        "training",
+        "float64",
+        training_probe,
+        {"jax": swap("jax_impl.backend.update_schedule", _late)},
+        long=True,
     ),
     Fault(
         "moments lost on the way",

@@ -178,13 +178,18 @@ def process_rows(name: BackendName, runs: Sequence[Run], size: int = 2) -> Itera
 
 
 def devices(ladder: Ladder) -> Iterator[Finding]:
-    """Eight devices of JAX and two processes of PyTorch, each against one; the slow tests have all the others."""
-    seed, updates = ladder.options.seed, ladder.updates(UPDATES)
+    """Eight devices of JAX (two in a short climb) and two processes of PyTorch, each against one.
+
+    The slow tests have all the others.
+    """
+    seed, updates, long = ladder.options.seed, ladder.updates(UPDATES), ladder.options.long
     if "jax" in ladder.backends:
-        yield from jax_rows([Run(3, JAX_DEVICES, seed=seed, updates=updates)])
+        yield from jax_rows([Run(3, JAX_DEVICES if long else 2, seed=seed, updates=updates)])
     if "torch" not in ladder.backends:
         return
     if not deepspeed_oracle.available():
         yield Skipped("devices", "DeepSpeed is not installed (pip install 'parivox[deepspeed]')")
         return
-    yield from process_rows("torch", [Run(stage, seed=seed, updates=updates) for stage in (1, 3)])
+    yield from process_rows(
+        "torch", [Run(stage, seed=seed, updates=updates) for stage in ((1, 3) if long else (3,))]
+    )

@@ -152,7 +152,8 @@ def test_a_killed_rank_ends_the_run_which_goes_on(tmp_path, data, backend, victi
     assert latest_checkpoint(run).meta.step == reached + 2
 
 
-@pytest.mark.parametrize("backend", ["torch", pytest.param("jax", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["torch", "jax"])
 def test_a_signal_to_one_rank_ends_all_after_the_same_update(tmp_path, data, backend):
     run = tmp_path / "run"
     with launched(backend, 2, data, run) as processes:
