@@ -76,12 +76,13 @@ class _Session:
         self.hp, self.state, self.config = hp, state, config
         self.schedule = update_schedule(config.deepspeed)
         self.betas = beta_schedule(config.deepspeed)
+        device = platform(state.params)
         divided = () if mesh is None else (mesh, config.zero_stage, sharding.Mean.of(config))
         # Two programs where a discriminator comes in later; the second is compiled when it is needed.
         self._program = cache(
-            lambda judged: _step_program(Recipe.of(hp, config, precision, judged), *divided)
+            lambda judged: _step_program(Recipe.of(hp, config, precision, judged, device), *divided)
         )
-        self.eval = _eval_program(structure(hp), precision, COMPUTE[config.precision], platform(state.params))
+        self.eval = _eval_program(structure(hp), precision, COMPUTE[config.precision], device)
         self.count = int(state.adam.count)
         self.judge_count = None if state.judge is None else int(state.judge.count)
         self.scale = RunningScale(config.loss_scale, config.zero_stage, scaler)

@@ -34,7 +34,7 @@ def arithmetic(precision: Precision, device: str = "") -> Iterator[None]:
 
     Args:
         precision: of convolutions and matrix products.
-        device: `cpu` for a program without gradients that runs on one; see `takes_products`.
+        device: where the program runs; see `takes_products`.
     """
     tokens = _current.set(precision), _products.set(device == "cpu")
     try:
@@ -49,7 +49,8 @@ def takes_products(dtype: jnp.dtype) -> bool:
     """Whether a one-dimensional convolution is best computed as one matrix product.
 
     In a loop (over steps of a solver, over tiles of a sound) XLA's convolutions take four to nine times as long on a
-    CPU as they do outside of it; those in float64 are as slow everywhere. With gradients the patches would be kept.
+    CPU as they do outside of it; those in float64 are as slow everywhere. In one thread they also lose digits: the
+    float32 gradients of a first stage come out four times as far from float64.
     """
     return _products.get() or dtype == jnp.float64
 

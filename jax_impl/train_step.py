@@ -96,6 +96,7 @@ class Recipe:
         precision: arithmetic of convolutions and matrix products.
         with_judge: whether there is a discriminator with an optimizer of its own.
         judged: whether it takes part in the update.
+        device: where it runs: `cpu`, `gpu` or `tpu`.
     """
 
     hp: HParams
@@ -110,10 +111,16 @@ class Recipe:
     precision: Precision = "highest"
     with_judge: bool = False
     judged: bool = False
+    device: str = ""
 
     @classmethod
     def of(
-        cls, hp: HParams, config: TrainConfig, precision: Precision = "highest", judged: bool = False
+        cls,
+        hp: HParams,
+        config: TrainConfig,
+        precision: Precision = "highest",
+        judged: bool = False,
+        device: str = "",
     ) -> Recipe:
         """The recipe of a resolved DeepSpeed config."""
         return cls(
@@ -129,6 +136,7 @@ class Recipe:
             precision,
             has_judge(hp),
             judged,
+            device,
         )
 
     @property
@@ -164,7 +172,7 @@ def make_step(
     ) -> tuple[TrainState, StepMetrics]:
         trained = {name: state.params[name] for name in objective.shapes}
         others = {**state.others, **{n: leaf for n, leaf in state.params.items() if n not in trained}}
-        with arithmetic(recipe.precision):
+        with arithmetic(recipe.precision, recipe.device):
             told, grads, *losses = gradients(trained, others, rows, drive.scales)
         kept, metrics = _moved(update, state, told, grads, drive, judge_drive)
         produced, wanted = told.energies

@@ -46,7 +46,7 @@ class JaxSide:
         with (
             jax.default_device(self.backend.device),
             jax.enable_x64(self.dtype == "float64"),
-            arithmetic(self.precision),
+            arithmetic(self.precision, self.backend.device.platform),
         ):
             yield
 

@@ -6,6 +6,7 @@ shapes (out, in, kernel).
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -144,13 +145,9 @@ def convolve(
 ) -> Float[Array, "b m o"]:
     """Convolution without padding; m = n - dilation * (k - 1)."""
     dtype, taps = x.dtype, weight.shape[-1]
-    length = x.shape[1] - dilation * (taps - 1)
     x, weight = operands(x, weight)
     if taps == 1 or takes_products(x.dtype):
-        # The patches are laid out as the weight is, which is not copied: one matrix product.
-        shifted = [x[:, k * dilation : k * dilation + length] for k in range(taps)]
-        patches = jnp.stack(shifted, axis=-1).reshape(x.shape[0], length, -1)
-        y = jnp.einsum("bnp,op->bno", patches, weight.reshape(weight.shape[0], -1))
+        y = _product(x, weight, dilation)
     else:
         y = jax.lax.conv_general_dilated(
             x,
@@ -161,6 +158,16 @@ def convolve(
             dimension_numbers=("NWC", "OIW", "NWC"),
         )
     return y.astype(dtype) if bias is None else _biased(y.astype(dtype), bias)
+
+
+@partial(jax.checkpoint, static_argnums=2)
+def _product(x: Array, weight: Array, dilation: int) -> Array:
+    """One matrix product of the weight and patches, which are made anew for the gradient and not kept for it."""
+    length = x.shape[1] - dilation * (weight.shape[-1] - 1)
+    # The patches are laid out as the weight is, which is not copied.
+    shifted = [x[:, k * dilation : k * dilation + length] for k in range(weight.shape[-1])]
+    patches = jnp.stack(shifted, axis=-1).reshape(x.shape[0], length, -1)
+    return jnp.einsum("bnp,op->bno", patches, weight.reshape(weight.shape[0], -1))
 
 
 def _biased(y: Array, bias: Array) -> Array:
