@@ -1,18 +1,17 @@
 """Audio files in and out, resampling and peak normalisation.
 
-Files are decoded and encoded by libsndfile (through soundfile) and resampled by soxr. Arrays are
-(channel, sample) float32 in full scale -1 to 1. Whatever is wrong with a file is one `AudioError` line.
+Files are decoded and encoded by libsndfile (`parivox.sndfile`), decoded by FFmpeg where libsndfile cannot
+(`parivox.media`), and resampled by soxr. Arrays are (channel, sample) float32 in full scale -1 to 1. Whatever is
+wrong with a file is one `AudioError` line.
 """
 
 from __future__ import annotations
 
 import os
-import re
-import threading
+import stat
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile as sf
@@ -25,142 +24,59 @@ from parivox.audio_formats import (
     FLOAT_SUBTYPES,
     INTEGER_BITS,
     MAX_RATE,
+    AudioInfo,
     check_writable,
     output_format,
 )
 from parivox.errors import AudioError
 from parivox.features import NORMALIZE_EPS
+from parivox.media import HEAD_BYTES, media_demuxer, media_frames, probe_media, regroup
+from parivox.sndfile import (
+    checked_end,
+    error_reason,
+    memory_errors,
+    probe_sound,
+    read_sound,
+    sound_blocks,
+)
 
 BLOCK = 65_536  # frames per write: libsndfile crashes on very long single writes of Vorbis
 WAV_BYTES = 2**32 - 2**16  # beyond this a WAV header overflows and RF64 is written
 SHORT_WRITE = "not all samples were stored"
-VORBIS_PAGE = 2**20  # an Ogg page holds at most 255 packets of at most 4096 samples
-
-_NOT_MPEG = (b"RIFF", b"RIFX", b"RF64", b"fLaC", b"OggS", b"FORM")
-_stderr_lock = threading.RLock()
 
 
-@dataclass(frozen=True)
-class AudioInfo:
-    """What the header of an audio file says.
-
-    Attributes:
-        rate: sample rate in Hz.
-        channels: number of channels.
-        frames: samples per channel.
-        format: libsndfile's name of the container, such as `WAV`.
-        subtype: libsndfile's name of the sample coding, such as `PCM_16`.
-    """
-
-    rate: int
-    channels: int
-    frames: int
-    format: str
-    subtype: str
-
-
-@contextmanager
-def _stderr_closed() -> Iterator[None]:
-    """Send file descriptor 2 to nowhere: libmpg123 writes its remarks there, past Python."""
-    with _stderr_lock:
-        try:
-            saved = os.dup(2)
-        except OSError:  # a process without standard error: nothing to protect
-            yield
-            return
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        try:
-            os.dup2(nowhere, 2)
-            yield
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
-            os.close(nowhere)
-
-
-def _magic(path: Path) -> bytes:
-    """The first four bytes, or the error that a path deserves before any decoder sees it."""
-    if path.is_dir():
-        raise AudioError(f"{path}: is a folder; name an audio file")
+def _head(path: Path) -> bytes:
+    """The first bytes, or the error that a path deserves before any decoder sees it."""
     try:
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise AudioError(f"{path}: is a folder; name an audio file")
+        if not stat.S_ISREG(mode):  # opening a pipe would wait for its writer
+            raise AudioError(f"{path}: is a pipe or device, not a file; save the sound as a file first")
         with path.open("rb") as file:
-            magic = file.read(4)
+            head = file.read(HEAD_BYTES)
     except FileNotFoundError:
         raise AudioError(f"{path}: no such file; check the path") from None
     except OSError as error:
         raise AudioError(f"{path}: cannot be opened ({error.strerror}); check its permissions") from error
-    if not magic:
+    if not head:
         raise AudioError(f"{path}: the file is empty (0 bytes); copy or record it again")
-    return magic
-
-
-@contextmanager
-def _decoding(path: Path, mpeg: bool) -> Iterator[None]:
-    """Errors of the decoder inside become AudioError; that of MPEG is kept quiet."""
-    with _stderr_closed() if mpeg else nullcontext():
-        try:
-            yield
-        except (sf.LibsndfileError, TypeError) as error:  # TypeError: soundfile takes *.raw for headerless
-            raise AudioError(
-                f"{path}: cannot be decoded{_reason(error)}, it is truncated, damaged or not audio; "
-                "give a whole WAV, FLAC, OGG or MP3 file"
-            ) from error
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[tuple[sf.SoundFile, AudioInfo]]:
-    """An open file with its checked header."""
-    with _decoding(path, _magic(path) not in _NOT_MPEG), sf.SoundFile(path) as file:
-        yield file, _checked_info(path, file)
-
-
-def _reason(error: Exception) -> str:
-    """What libsndfile says, in brackets, where that helps; its text for a broken MP3 is about pipes."""
-    text = str(getattr(error, "error_string", "")).removeprefix("Error :").strip(" .")
-    return f" ({text})" if text and "regular file" not in text else ""
-
-
-def _checked_info(path: Path, file: sf.SoundFile) -> AudioInfo:
-    """The header of an open file, refused when it makes no sense or promises more than the file holds."""
-    info = AudioInfo(file.samplerate, file.channels, file.frames, file.format, file.subtype)
-    if not 0 < info.rate <= MAX_RATE:
-        raise AudioError(
-            f"{path}: its sample rate is {info.rate} Hz, expected 1 to {MAX_RATE}; save it with the true one"
-        )
-    if info.frames <= 0:
-        raise AudioError(f"{path}: holds no samples; record or copy it again")
-    if info.frames >= 2**40:
-        raise AudioError(f"{path}: its header gives no length; convert it to a complete file first")
-    _refuse_torn(path, file.extra_info)
-    return info
-
-
-def _refuse_torn(path: Path, log: str) -> None:
-    """Raise where libsndfile's log says that a WAV or Ogg file ends too early; it would just read less.
-
-    A WAV written to a pipe carries a placeholder for its size (0, or about 2 or 4 GiB): that is no tear.
-    """
-    sizes = re.search(r"^\s*data : (\d+) \(should be (\d+)\)", log, re.MULTILINE)
-    if sizes:
-        promised, held = int(sizes[1]), int(sizes[2])
-        if held < promised < 2**31 - 2**16:
-            raise AudioError(
-                f"{path}: truncated, its header promises {promised} bytes of samples and {held} are there; "
-                "copy it again"
-            )
-    if "lacks an end-of-stream" in log and "Junk after the last page" in log:
-        raise AudioError(f"{path}: truncated, the file ends inside an Ogg page; copy it again")
+    return head
 
 
 def probe(path: str | Path) -> AudioInfo:
-    """Rate, channels, length and coding of an audio file, from its header.
+    """Rate, channels, length and coding of an audio file.
+
+    libsndfile's files say it in their headers. Others (`parivox.media`) are decoded once to be counted.
 
     Raises:
-        AudioError: the file is missing, empty, not audio, has no samples or an absurd rate, or its
-            header shows that it is truncated.
+        AudioError: the file is missing, empty, not audio, has no samples or an absurd rate, is seen to be
+            truncated, or needs the extra `media`.
     """
-    with _opened(Path(path)) as (_, info):
-        return info
+    path = Path(path)
+    head = _head(path)
+    demuxer = media_demuxer(path, head)
+    return probe_media(path, demuxer) if demuxer else probe_sound(path, head)
 
 
 def read_audio(
@@ -169,7 +85,7 @@ def read_audio(
     """Decode a file, or a part of it.
 
     Args:
-        path: any file that libsndfile decodes, recognised by its content.
+        path: any file that libsndfile or, with the extra `media`, FFmpeg decodes, recognised by its content.
         start: first sample, from 0.
         frames: samples to read; None, or more than there are, reads to the end.
 
@@ -178,69 +94,56 @@ def read_audio(
 
     Raises:
         AudioError: as `probe`; or `start` lies beyond the end, fewer samples decode than the header
-            promises, or a sample is NaN or infinite.
+            promises, a sample is NaN or infinite, or the memory does not hold them all.
     """
     path = Path(path)
-    with _opened(path) as (file, info):
-        if not 0 <= start < info.frames:
-            raise AudioError(f"{path}: has no sample {start}, it holds {info.frames}; start earlier")
-        count = info.frames - start if frames is None else min(frames, info.frames - start)
-        _seek(file, start)
-        return _read(path, file, count, start), info.rate
+    head = _head(path)
+    demuxer = media_demuxer(path, head)
+    if demuxer is None:
+        wav, rate = read_sound(path, head, start, frames)
+        return _finite(path, wav), rate
+    info = probe_media(path, demuxer)
+    count = checked_end(path, info, start, frames) - start
+    with memory_errors(path, info):
+        wav = np.empty((info.channels, count), np.float32)
+    done = 0
+    for block in read_blocks(path, BLOCK, start, count):
+        wav[:, done : done + block.shape[1]] = block
+        done += block.shape[1]
+    return wav, info.rate
 
 
-def read_blocks(path: str | Path, frames: int = BLOCK) -> Iterator[Float[np.ndarray, "c t"]]:
-    """Decode a whole file in blocks, with memory for one.
+def read_blocks(
+    path: str | Path, frames: int = BLOCK, start: int = 0, count: int | None = None
+) -> Iterator[Float[np.ndarray, "c n"]]:
+    """Decode a file, or a part of it, in blocks, with memory for one.
 
     Args:
         path: as `read_audio`.
-        frames: samples of each channel in a block; the last may be shorter.
+        frames: samples of each channel in a block, at least 1; the last block may be shorter.
+        start: first sample, from 0.
+        count: samples to read; None, or more than there are, reads to the end.
+
+    Yields:
+        Blocks (c, n) float32 at the file's own rate, together what `read_audio` returns.
 
     Raises:
         AudioError: as `read_audio`, when the block is reached that shows it.
     """
     path = Path(path)
-    mpeg = _magic(path) not in _NOT_MPEG
-    with _decoding(path, mpeg):
-        file = sf.SoundFile(path)
-    with file:
-        with _decoding(path, mpeg):
-            count = _checked_info(path, file).frames
-        for start in range(0, count, frames):
-            with _decoding(path, mpeg):  # not around the yield: whoever takes the block may write on stderr
-                block = _read(path, file, min(frames, count - start), start)
-            yield block
+    head = _head(path)
+    if demuxer := media_demuxer(path, head):
+        blocks = regroup(path, media_frames(path, demuxer), frames, start, count)
+    else:
+        blocks = sound_blocks(path, head, frames, start, count)
+    yield from (_finite(path, block) for block in blocks)
 
 
-def _read(path: Path, file: sf.SoundFile, count: int, start: int) -> np.ndarray:
-    """The next samples (c, count); `start` is the number of the first."""
-    samples = file.read(count, dtype="float32", always_2d=True)
-    if len(samples) < count:
-        raise AudioError(
-            f"{path}: truncated, its header promises {file.frames} samples and decoding stopped at "
-            f"{start + len(samples)}; copy it again"
-        )
-    if not np.isfinite(samples).all():
+def _finite(path: Path, block: np.ndarray) -> np.ndarray:
+    """The samples, where they are all numbers."""
+    if not np.isfinite(block).all():
         raise AudioError(f"{path}: holds samples that are NaN or infinite; export it again from its source")
-    return np.ascontiguousarray(samples.T)
-
-
-def _seek(file: sf.SoundFile, start: int) -> None:
-    """Go to a sample.
-
-    libsndfile misplaces a seek into the last page of an Ogg file (by hundreds of samples, measured
-    with libsndfile 1.2.2), so the way there is decoded from a point before any such page.
-    """
-    if not start:
-        return
-    safe = start if file.format != "OGG" else max(0, min(start, file.frames - VORBIS_PAGE))
-    if safe:
-        file.seek(safe)
-    while safe < start:
-        step = len(file.read(min(BLOCK, start - safe), dtype="float32"))
-        if not step:
-            return  # the read that follows comes back short and is reported as truncated
-        safe += step
+    return block
 
 
 def resample(wav: Float[np.ndarray, "... t"], rate_in: int, rate_out: int) -> Float[np.ndarray, "... t2"]:
@@ -339,7 +242,7 @@ def write_blocks(
                 raise OSError(0, SHORT_WRITE)
     except (OSError, sf.LibsndfileError, AssertionError) as error:
         # AssertionError is soundfile's way to say that fewer samples were stored than given.
-        reason = getattr(error, "strerror", None) or _reason(error).strip(" ()") or SHORT_WRITE
+        reason = getattr(error, "strerror", None) or error_reason(error).strip(" ()") or SHORT_WRITE
         raise AudioError(
             f"{path}: cannot be written ({reason}); check that the folder is writable and the disk has space"
         ) from error
@@ -368,7 +271,8 @@ def _encode(
     path: Path, blocks: Iterable[np.ndarray], channels: int, rate: int, container: str, subtype: str
 ) -> None:
     """Encode in blocks that libsndfile can take."""
-    with sf.SoundFile(path, "w", rate, channels, subtype, format=container) as file:
+    name: Any = os.fsencode(path)  # soundfile takes bytes too, and itself refuses names that are no UTF-8
+    with sf.SoundFile(name, "w", rate, channels, subtype, format=container) as file:
         for wav in blocks:
             for begin in range(0, wav.shape[1], BLOCK):
                 file.write(_to_integers(wav[:, begin : begin + BLOCK].T, subtype))

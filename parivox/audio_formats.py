@@ -1,7 +1,9 @@
-"""Which audio containers Parivox reads and writes, what each can hold, and where such files are."""
+"""Which audio files Parivox reads, which containers it writes, what each can hold, and where such files are."""
 
 from __future__ import annotations
 
+import importlib.util
+from dataclasses import dataclass
 from pathlib import Path
 
 import soundfile as sf
@@ -10,6 +12,15 @@ from parivox.errors import AudioError
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 """Suffixes that Parivox reads and writes, in lower case."""
+
+READ_SUFFIXES = (*AUDIO_SUFFIXES, ".oga", ".opus", ".aif", ".aiff", ".aifc", ".au", ".caf", ".rf64", ".w64")
+"""Suffixes that libsndfile reads."""
+
+MEDIA_SUFFIXES = (
+    *(".m4a", ".m4b", ".mp4", ".m4v", ".mov", ".3gp", ".webm", ".mkv", ".mka"),
+    *(".aac", ".wma", ".wmv", ".asf", ".ac3", ".amr", ".avi", ".flv", ".ape", ".tta", ".wv"),
+)
+"""Suffixes that the extra `media` adds."""
 
 MAX_RATE = 768_000
 """Highest sample rate that is taken for a real one, in Hz."""
@@ -20,6 +31,35 @@ CHANNEL_LIMITS = {"FLAC": 8, "OGG": 255, "MP3": 2}
 DEFAULT_SUBTYPES = {"WAV": "PCM_16", "FLAC": "PCM_16", "OGG": "VORBIS", "MP3": "MPEG_LAYER_III"}
 INTEGER_BITS = {"PCM_S8": 8, "PCM_U8": 8, "PCM_16": 16, "PCM_24": 24, "PCM_32": 32}
 FLOAT_SUBTYPES = ("FLOAT", "DOUBLE")
+
+
+@dataclass(frozen=True)
+class AudioInfo:
+    """What an audio file says of itself.
+
+    Attributes:
+        rate: sample rate in Hz.
+        channels: number of channels.
+        frames: samples per channel.
+        format: name of the container: libsndfile's, such as `WAV`, or FFmpeg's in capitals.
+        subtype: libsndfile's name of the sample coding, such as `PCM_16`, or the codec's in capitals, such as `AAC`.
+    """
+
+    rate: int
+    channels: int
+    frames: int
+    format: str
+    subtype: str
+
+
+def media_installed() -> bool:
+    """Whether the extra `media` is there; it is not imported."""
+    return importlib.util.find_spec("av") is not None
+
+
+def readable_suffixes() -> tuple[str, ...]:
+    """The suffixes of what can be decoded here, in lower case."""
+    return (*READ_SUFFIXES, *MEDIA_SUFFIXES) if media_installed() else READ_SUFFIXES
 
 
 def output_format(path: str | Path, format: str | None = None) -> str:
@@ -61,8 +101,13 @@ def check_writable(path: str | Path, format: str, subtype: str, rate: int, chann
         raise AudioError(f"{path}: {format} holds at most {limit} channels, not {channels}; write .wav")
 
 
-def find_audio(folder: str | Path) -> list[Path]:
+def find_audio(folder: str | Path, suffixes: tuple[str, ...] = AUDIO_SUFFIXES) -> list[Path]:
     """All audio files below a folder, sorted; hidden files and folders are left out.
+
+    Args:
+        folder: where to look.
+        suffixes: those to take, in lower case. What a run trains on must not change with an extra, so the default
+            depends on nothing; cleaning takes `readable_suffixes`.
 
     Raises:
         AudioError: the folder is missing or is not a folder.
@@ -73,7 +118,7 @@ def find_audio(folder: str | Path) -> list[Path]:
     found = [
         path
         for path in folder.rglob("*")
-        if path.suffix.lower() in AUDIO_SUFFIXES
+        if path.suffix.lower() in suffixes
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
         and path.is_file()
     ]

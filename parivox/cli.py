@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Union
 
 import parivox
-from parivox.errors import ParivoxError
+from parivox.errors import ParivoxError, printable
 from parivox.stages import STAGES
 
 DESCRIPTION = """A speech denoiser and enhancer with two interchangeable backends, JAX and PyTorch.
@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         finally:
             sys.stdout.flush()
     except ParivoxError as error:
-        print(f"parivox: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        print(f"parivox: {printable(' '.join(str(error).splitlines()))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("parivox: interrupted", file=sys.stderr)

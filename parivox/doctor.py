@@ -45,6 +45,7 @@ CORE = (
 
 EXTRAS: dict[str, tuple[tuple[str, str], ...]] = {
     "praat": (("praat-parselmouth", "parselmouth"),),
+    "media": (("av", "av"),),
     "metrics": (("pesq", "pesq"), ("pystoi", "pystoi")),
     "ui": (("gradio", "gradio"),),
 }
@@ -52,6 +53,7 @@ EXTRAS: dict[str, tuple[tuple[str, str], ...]] = {
 
 PURPOSES = {
     "praat": "voice augmentation in training",
+    "media": "reading m4a, mp4, webm, wma and more",
     "metrics": "PESQ and STOI in evaluation",
     "ui": "the web page of `parivox serve`",
 }

@@ -15,7 +15,7 @@ from parivox.audio import probe, read_blocks, write_blocks
 from parivox.audio_formats import FLOAT_SUBTYPES, check_writable, kept_subtype
 from parivox.enhance import chunk_sizes, full_row
 from parivox.enhance_plan import Job, plan
-from parivox.errors import ConfigError, ParivoxError
+from parivox.errors import ConfigError, ParivoxError, printable
 from parivox.rows import Model, RowModel, RowRunner, SharedRunner
 from parivox.spool import Spool
 from parivox.stream import clean_stream, resampled
@@ -239,7 +239,7 @@ def _run(item: _Ready, runner: RowRunner, work: _Work) -> None:
         if spool.peak > 1 and item.subtype not in FLOAT_SUBTYPES:
             scale = spool.peak
             loud = 20 * np.log10(scale)
-            work.message(f"{item.job.target}: scaled down by {loud:.2f} dB, its peak would clip")
+            work.message(f"{printable(item.job.target)}: scaled down by {loud:.2f} dB, its peak would clip")
         blocks = (block / np.float32(scale) for block in spool.blocks())
         write_blocks(
             item.job.target, blocks, item.channels, spool.frames, item.rate, item.job.format, item.subtype
@@ -269,8 +269,8 @@ def _mixed(cleaned: Iterator[np.ndarray], original: Iterator[np.ndarray], mix: f
 
 def _fail(job: Job, error: ParivoxError, summary: Summary, message: Callable[[str], None]) -> None:
     """Note a failed file, once in the summary and once as a message that names it."""
-    reason = str(error)
-    if str(job.source) not in reason and str(job.target) not in reason:
-        reason = f"{job.source}: {reason}"
+    reason = printable(error)
+    if printable(job.source) not in reason and printable(job.target) not in reason:
+        reason = f"{printable(job.source)}: {reason}"
     summary.failed.append((job.source, reason))
     message(reason)

@@ -6,7 +6,13 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from parivox.audio_formats import find_audio, output_format
+from parivox.audio_formats import (
+    AUDIO_SUFFIXES,
+    find_audio,
+    media_installed,
+    output_format,
+    readable_suffixes,
+)
 from parivox.errors import AudioError
 
 
@@ -30,7 +36,7 @@ def plan(source: Path, target: Path, format: str | None) -> list[Job]:
 
     A file goes to the file `target`, or under its own name into the folder `target`: one that exists, or
     a name without a suffix. A folder is mirrored below `target`. Suffixes stay, unless `format` names
-    another; the suffix of a single output file decides its format.
+    another or the format can only be read, which becomes WAV; the suffix of a single output file decides its format.
 
     Args:
         source: a file or a folder.
@@ -45,8 +51,15 @@ def plan(source: Path, target: Path, format: str | None) -> list[Job]:
             inside the input folder, has no known format, or cannot be written.
     """
     check_source(source)
-    jobs = _folder_jobs(source, target, format) if source.is_dir() else [_file_job(source, target, format)]
-    _refuse_collisions(jobs)
+    try:
+        jobs = (
+            _folder_jobs(source, target, format) if source.is_dir() else [_file_job(source, target, format)]
+        )
+        _refuse_collisions(jobs)
+    except (OSError, RuntimeError) as error:  # RuntimeError: links that lead to each other
+        reason = getattr(error, "strerror", None) or "a loop of links"
+        named = getattr(error, "filename", None) or target
+        raise AudioError(f"{named}: cannot be looked up ({reason}); check the path") from error
     _make_folder(target if source.is_dir() else jobs[0].target.parent)
     return jobs
 
@@ -55,9 +68,13 @@ def check_source(source: Path) -> None:
     """Refuse an input that is not there, before a model is loaded or even downloaded for it.
 
     Raises:
-        AudioError: it is missing.
+        AudioError: it is missing, or its folder is closed.
     """
-    if not source.exists():
+    try:
+        there = source.exists()
+    except OSError as error:  # a folder above it that is closed, or a name that is too long
+        raise AudioError(f"{source}: cannot be looked up ({error.strerror}); check the path") from error
+    if not there:
         raise AudioError(f"{source}: no such file or folder; check the path")
 
 
@@ -77,16 +94,24 @@ def _folder_jobs(source: Path, target: Path, format: str | None) -> list[Job]:
         raise AudioError(f"{target}: is a file and {source} a folder; name an output folder")
     if target.resolve().is_relative_to(source.resolve()):
         raise AudioError(f"{target}: lies inside the input {source}; name an output folder outside it")
-    found = find_audio(source)
+    found = find_audio(source, readable_suffixes())
     if not found:
-        raise AudioError(f"{source}: holds no audio (.wav, .flac, .ogg, .mp3); check the path")
+        more = (
+            "" if media_installed() else ", or for m4a, mp4, webm and the like: pip install 'parivox[media]'"
+        )
+        raise AudioError(f"{source}: holds no audio (.wav, .flac, .ogg, .mp3); check the path{more}")
     return [_mirrored(path, target / path.relative_to(source), format) for path in found]
 
 
 def _mirrored(source: Path, target: Path, format: str | None) -> Job:
-    """A job that keeps the name and, where the format does not change, also the suffix as it is written."""
+    """A job that keeps the name and, where the format does not change, also the suffix as it is written.
+
+    What is read and cannot be written becomes WAV.
+    """
+    if format is None and target.suffix.lower() not in AUDIO_SUFFIXES:
+        format = "wav"
     container = output_format(target, format)
-    if format and (not target.suffix or output_format(target) != container):
+    if format and target.suffix.lower() != f".{container.lower()}":
         target = target.with_suffix(f".{container.lower()}")
     return Job(source, target, container)
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from parivox.data.index import index_files, split_held_out
+from parivox.audio_formats import AUDIO_SUFFIXES
+from parivox.data.index import AUDIO_WORDS, index_files, split_held_out
 from parivox.data.workers import available_cpus, worker_count
 from parivox.errors import ConfigError, DataError
 from tests.data_folder import folders, room, tone
@@ -26,6 +27,16 @@ def test_lists_every_folder_sorted_and_without_hidden_files(tmp_path):
     assert list(files.train.files) == sorted(files.train.files)
     assert files.bg is not None and len(files.bg.files) == 3
     assert files.rir is not None and [p.name for p in files.rir.files] == ["0.npy", "1.npy", "hall.wav"]
+
+
+def test_what_only_an_extra_or_cleaning_reads_is_no_training_data(tmp_path):
+    hp = folders(tmp_path)
+    before = index_files(hp)
+    for name in ("a.m4a", "b.aiff", "c.webm", "d.opus"):
+        for folder in ("fg", "bg", "rir"):
+            (tmp_path / folder / name).write_bytes(b"something")
+    assert index_files(hp) == before
+    assert [f".{word}" for word in AUDIO_WORDS.replace(" or", ",").split(", ")] == list(AUDIO_SUFFIXES)
 
 
 def test_split_holds_out_ten_and_leaks_none():

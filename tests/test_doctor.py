@@ -98,6 +98,7 @@ def test_what_is_not_installed_is_not_probed(monkeypatch):
         "backend torch": "torch",
         "deepspeed": "deepspeed",
         "extra praat": "praat",
+        "extra media": "media",
         "extra ui": "ui",
     }.items():
         assert named(checks, name).status == "missing"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from parivox.audio import probe, read_audio, resample, write_audio
 from parivox.enhance import clean
 from parivox.enhance_files import FileOptions, Summary, enhance_path
-from parivox.errors import ConfigError
+from parivox.errors import AudioError, ConfigError, printable
 from tests.test_enhance import identity, tone
 
 
@@ -99,3 +100,31 @@ def test_what_waits_on_the_disk_is_not_left_there(tmp_path):
     enhance_path(source, target, looks, FileOptions(chunk_seconds=0.2, overlap_seconds=0.05))
     assert len(seen) > 2 and not any(seen)
     assert [path.name for path in target.iterdir()] == ["a.wav"]
+
+
+@pytest.mark.parametrize("other", ["a.aiff", "a.opus"])
+def test_two_inputs_that_would_become_one_output_are_both_named(tmp_path, other):
+    # What can only be read becomes WAV, and one is there.
+    source = folder_of(tmp_path, "a.wav")
+    (source / other).write_bytes((source / "a.wav").read_bytes())
+    with pytest.raises(AudioError) as error:
+        enhance_path(source, tmp_path / "out", identity)
+    assert str(source / "a.wav") in str(error.value) and str(source / other) in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+AWKWARD = ("a\nb", "\x1b[31mred", "tab\there", "\u2028", "%s {x}", "-", "\u00e9")
+NO_TEXT = ("\udcff",) if sys.platform == "linux" else ()  # macOS takes no such name
+
+
+@pytest.mark.parametrize("name", AWKWARD + NO_TEXT)
+def test_whatever_a_name_holds_the_file_is_cleaned_and_messages_are_one_line(tmp_path, name):
+    lines = []
+    good, bad = folder_of(tmp_path, f"{name}.wav"), tmp_path / "in" / f"{name}.flac"
+    bad.write_text("no sound")
+    summary = enhance_path(good, tmp_path / "out", identity, message=lines.append)
+    assert summary.done == [tmp_path / "out" / f"{name}.wav"] and summary.done[0].exists()
+    ((path, reason),) = summary.failed
+    assert (path, [reason]) == (bad, lines) and reason.count(printable(bad)) == 1
+    assert all(char.isprintable() or char == " " for char in reason) and len(reason.splitlines()) == 1
+    reason.encode()  # bytes that are no text have become text

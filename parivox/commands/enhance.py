@@ -20,7 +20,7 @@ from parivox.commands.options import (
     ShareOption,
     SolverOption,
 )
-from parivox.errors import ConfigError
+from parivox.errors import ConfigError, printable
 
 if TYPE_CHECKING:
     from parivox.enhance_files import Summary
@@ -36,7 +36,7 @@ class EnhanceCommand:
     its own and does not stop the others; the exit status is 0 when all were cleaned.
 
     Attributes:
-        source: File or folder: wav, flac, ogg or mp3, mono or stereo, any sample rate.
+        source: File or folder: wav, flac, ogg, mp3, aiff, opus; with parivox[media] also m4a, mp4, webm and more.
         target: Output file or folder.
         model: A run folder, one of its checkpoints, a published folder, one safetensors file, or a model on the
             Hugging Face hub, hub:OWNER/REPO[@REVISION], which is downloaded once; by default the public weights.
@@ -50,7 +50,8 @@ class EnhanceCommand:
         device: Where it computes.
         precision: Arithmetic of convolutions and matrix products; highest is true float32.
         rate: Sample rate of the outputs; by default each file's own.
-        format: Format of the outputs; by default each file's own, or what the output's name says.
+        format: Format of the outputs; by default each file's own (wav where that can only be read), or what the
+            output's name says.
         chunk_seconds: How much the model hears at once; a longer chunk takes more memory.
         overlap_seconds: How much neighbouring chunks share.
         batch: How many chunks are computed at once; by default 1 on a CPU, else 4. More take more memory.
@@ -151,8 +152,11 @@ class _Lines:
         self._stream = sys.stderr
 
     def __call__(self, text: str) -> None:
+        from parivox.quiet import stderr_open
+
         stream = sys.stderr if self._stream.isatty() else self._stream
-        print(f"parivox: {text}", file=stream, flush=True)
+        with stderr_open():  # a thread may be reading an MP3
+            print(f"parivox: {text}", file=stream, flush=True)
 
 
 def _summary_line(summary: Summary, target: Path, audio: float, seconds: float) -> str:
@@ -167,4 +171,4 @@ def _summary_line(summary: Summary, target: Path, audio: float, seconds: float) 
     if not count:
         return files
     place = summary.done[0] if count == 1 else target
-    return f"{files}: {place}; {audio:.1f} s of audio in {seconds:.1f} s, {audio / seconds:.2g} x real time"
+    return f"{files}: {printable(place)}; {audio:.1f} s of audio in {seconds:.1f} s, {audio / seconds:.2g} x real time"

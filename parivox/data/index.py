@@ -17,6 +17,7 @@ CONTENTS = {"fg_dir": "speech", "bg_dir": "noise", "rir_dir": "room impulse resp
 """Field of `HParams` -> what its folder holds."""
 
 AUDIO_WORDS = "wav, flac, ogg or mp3"
+"""`parivox.audio_formats.AUDIO_SUFFIXES`, with or without the extra `media`: a folder is the same data anywhere."""
 
 
 @dataclass(frozen=True)
