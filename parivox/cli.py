@@ -93,7 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             return _run(sys.argv[1:] if argv is None else list(argv))
         finally:
-            sys.stdout.flush()
+            if sys.stdout is not None:  # a process may be started without one
+                sys.stdout.flush()
     except ParivoxError as error:
         print(f"parivox: {printable(' '.join(str(error).splitlines()))}", file=sys.stderr)
         return 1
@@ -102,5 +103,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         # Whoever read the output has gone; without this, Python complains when it flushes at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if sys.stdout is not None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

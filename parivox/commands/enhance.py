@@ -23,7 +23,8 @@ from parivox.commands.options import (
 from parivox.errors import ConfigError, printable
 
 if TYPE_CHECKING:
-    from parivox.enhance_files import Summary
+    from parivox.enhance_files import FileOptions, Summary
+    from parivox.pipes import Ends
     from parivox.sampling import Sampling
 
 
@@ -37,7 +38,9 @@ class EnhanceCommand:
 
     Attributes:
         source: File or folder: wav, flac, ogg, mp3, aiff, opus; with parivox[media] also m4a, mp4, webm and more.
-        target: Output file or folder.
+            A dash is a file from the standard input.
+        target: Output file or folder. A dash is the standard output, a wav unless --format says otherwise; all else
+            is printed to the standard error then.
         model: A run folder, one of its checkpoints, a published folder, one safetensors file, or a model on the
             Hugging Face hub, hub:OWNER/REPO[@REVISION], which is downloaded once; by default the public weights.
         denoise_only: Remove noise only, with a denoiser or that of an enhancer.
@@ -87,12 +90,12 @@ class EnhanceCommand:
 
     def run(self) -> int:
         """Clean; returns the exit status."""
-        from parivox.cleaner import load
-        from parivox.enhance_files import FileOptions, enhance_path
+        from parivox.audio import probe
+        from parivox.enhance_files import FileOptions
         from parivox.enhance_plan import check_source
-        from parivox.progress import EnhanceProgress
+        from parivox.pipes import DASH, standard_ends
 
-        tell, sampling = _Lines(), self._sampling()
+        sampling = self._sampling()
         options = FileOptions(
             rate=self.rate,
             format=self.format,
@@ -107,7 +110,20 @@ class EnhanceCommand:
             raise ConfigError(f"--batch is {self.batch}; use 1 or more")
         if self.keep_going and self.fail_fast:
             raise ConfigError("--keep-going and --fail-fast exclude each other; leave out one")
-        check_source(self.source)
+        if self.source != DASH:
+            check_source(self.source)
+        with standard_ends(self.source, self.target, self.format) as ends:
+            if self.source == DASH:  # before a model is loaded
+                probe(ends.source)
+            return self._clean(ends, sampling, options)
+
+    def _clean(self, ends: Ends, sampling: Sampling, options: FileOptions) -> int:
+        """Load the model and clean; returns the exit status."""
+        from parivox.cleaner import load
+        from parivox.enhance_files import enhance_path
+        from parivox.progress import EnhanceProgress
+
+        tell = _Lines(ends)
         cleaner = load(
             self.model,
             self.backend,
@@ -121,15 +137,17 @@ class EnhanceCommand:
         begun = time.monotonic()
         with EnhanceProgress() as progress:
             summary = enhance_path(
-                self.source,
-                self.target,
+                ends.source,
+                ends.target,
                 model,
                 options,
                 message=tell,
                 progress=progress.update,
             )
         took = time.monotonic() - begun
-        print(_summary_line(summary, self.target, progress.audio_seconds, took), flush=True)
+        ends.deliver()
+        line = _summary_line(summary, ends.target, progress.audio_seconds, took)
+        print(ends.named(line), flush=True)
         return 1 if summary.failed else 0
 
     def _sampling(self) -> Sampling:
@@ -146,7 +164,8 @@ class EnhanceCommand:
 class _Lines:
     """Prints diagnostics, one line each, on the standard error."""
 
-    def __init__(self) -> None:
+    def __init__(self, ends: Ends) -> None:
+        self._ends = ends
         # On a terminal the live progress line takes over sys.stderr and puts lines above itself. What goes
         # into a file must stay there, so that stream is remembered from before.
         self._stream = sys.stderr
@@ -156,7 +175,7 @@ class _Lines:
 
         stream = sys.stderr if self._stream.isatty() else self._stream
         with stderr_open():  # a thread may be reading an MP3
-            print(f"parivox: {text}", file=stream, flush=True)
+            print(f"parivox: {self._ends.named(text)}", file=stream, flush=True)
 
 
 def _summary_line(summary: Summary, target: Path, audio: float, seconds: float) -> str:
