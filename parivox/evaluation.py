@@ -13,14 +13,11 @@ from parivox.audio import peak_normalize, write_audio
 from parivox.backend import Backend
 from parivox.data import TrainBatch
 from parivox.features import SAMPLE_RATE
-from parivox.metrics import energy_ratio, log_spectral_distance, si_sdr
+from parivox.metrics import energy_ratio, limited_si_sdr, log_spectral_distance
 from parivox.plots import spectrogram_png
 
 EXAMPLES = 2
 """Held-out items whose sound and picture are written."""
-
-LIMIT = 100.0
-"""SI-SDR in dB beyond which an item counts as so much and no more."""
 
 MADE = ("denoised", "reconstruction", "sample")
 """Sounds that a model makes, in the order of the pictures."""
@@ -108,10 +105,7 @@ def _compared(sounds: Sounds) -> dict[str, float]:
     wanted = target
     if "denoised" in sounds:
         wanted = peak_normalize(sounds["distorted"]) if "distorted" in sounds else target
-        # A silent output has an SI-SDR of -inf, a perfect one of +inf; a mean must stay a number that still says it.
-        before, after = (
-            np.clip(si_sdr(sounds[name], wanted), -LIMIT, LIMIT) for name in ("noisy", "denoised")
-        )
+        before, after = (limited_si_sdr(sounds[name], wanted) for name in ("noisy", "denoised"))
         sounding = ~np.isnan(before)
         values = {
             "si_sdr_noisy": _mean(before[sounding]),

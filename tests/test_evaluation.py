@@ -13,8 +13,8 @@ import parivox.evaluation
 from parivox.audio import peak_normalize, read_audio
 from parivox.backend import Batch, HeldOut
 from parivox.data import TrainBatch
-from parivox.evaluation import LIMIT, evaluate
-from parivox.metrics import si_sdr
+from parivox.evaluation import evaluate
+from parivox.metrics import LIMIT, si_sdr
 from tests.train_folder import ToyBackend
 
 SAMPLES = 4200

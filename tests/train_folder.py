@@ -100,6 +100,7 @@ class ToyBackend:
     """
 
     name = "jax"
+    compiles = False
 
     def __init__(
         self,
