@@ -32,6 +32,7 @@ def parse(argv: Sequence[str]) -> Any:
         "train enhancer-stage1": commands.TrainStage1Command,
         "train enhancer-stage2": commands.TrainStage2Command,
         "enhance": commands.EnhanceCommand,
+        "evaluate": commands.EvaluateCommand,
         "convert": commands.ConvertCommand,
         "parity": commands.ParityCommand,
         "doctor": commands.DoctorCommand,

@@ -46,7 +46,11 @@ CORE = (
 EXTRAS: dict[str, tuple[tuple[str, str], ...]] = {
     "praat": (("praat-parselmouth", "parselmouth"),),
     "media": (("av", "av"),),
-    "metrics": (("pesq", "pesq"), ("pystoi", "pystoi")),
+    "metrics": (
+        *(("pesq", "pesq"), ("pystoi", "pystoi"), ("speechmos", "speechmos")),
+        *(("onnxruntime", "onnxruntime"), ("librosa", "librosa"), ("requests", "requests")),
+    ),
+    "changed": (("pocketsphinx", "pocketsphinx"), ("jiwer", "jiwer"), ("Resemblyzer", "resemblyzer")),
     "ui": (("gradio", "gradio"),),
 }
 """Extra -> (distribution, module) of each package it adds."""
@@ -54,7 +58,8 @@ EXTRAS: dict[str, tuple[tuple[str, str], ...]] = {
 PURPOSES = {
     "praat": "voice augmentation in training",
     "media": "reading m4a, mp4, webm, wma and more",
-    "metrics": "PESQ and STOI in evaluation",
+    "metrics": "PESQ, STOI and DNSMOS in `parivox evaluate`",
+    "changed": "word error and speaker similarity in `parivox evaluate`",
     "ui": "the web page of `parivox serve`",
 }
 

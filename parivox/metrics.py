@@ -123,24 +123,28 @@ def mel_cepstral_distortion(
 
     Frames of 25 ms every 10 ms under a Hann window, bands as `mel_filter_bank`. A frame counts where the target is
     less than 40 dB below its loudest: pauses would say how silent they are, not how the speech sounds. Powers
-    below -80 dB of the largest band's count as that. Nothing is warped in time.
+    below -80 dB of a sound's own largest count as that. Nothing is warped in time.
 
     Args:
         estimate: signals (..., t) at 16,000 Hz, t at least 400.
         target: what they should be, same shape.
 
     Returns:
-        dB (...), 0 for signals that differ in level alone; NaN where the target is silent.
+        dB (...), 0 for signals that differ in level alone; NaN where the target is silent. A silent estimate is
+        taken for one with a flat spectrum.
     """
     bank, waves = mel_filter_bank(MCD_RATE, MCD_FRAME[2], MCD_BANDS), _cosines()
-    floor = _floor(target, MCD_FRAME, bank)
-    loudest = np.max([(power @ bank).sum(axis=-1).max(axis=-1) for power in _powers(target, MCD_FRAME)], axis=0)
+    floors = _floor(estimate, MCD_FRAME, bank), _floor(target, MCD_FRAME, bank)
+    floors = np.where(np.isnan(floors[0]), 1.0, floors[0]), floors[1]
+    loudest = np.max(
+        [(power @ bank).sum(axis=-1).max(axis=-1) for power in _powers(target, MCD_FRAME)], axis=0
+    )
     total, frames = np.zeros(target.shape[:-1]), np.zeros(target.shape[:-1])
     for one, other in zip(_powers(estimate, MCD_FRAME), _powers(target, MCD_FRAME), strict=True):
-        bands = one @ bank, other @ bank
-        difference = np.log(np.maximum(bands[0], floor) / np.maximum(bands[1], floor)) @ waves
+        bands = np.maximum(one @ bank, floors[0]), np.maximum(other @ bank, floors[1])
+        difference = np.log(bands[0] / bands[1]) @ waves
         distance = 10 / np.log(10) * np.sqrt(2 * (difference**2).sum(axis=-1))
-        speech = bands[1].sum(axis=-1) > MCD_RANGE * loudest[..., None]
+        speech = (other @ bank).sum(axis=-1) > MCD_RANGE * loudest[..., None]
         total, frames = total + np.where(speech, distance, 0).sum(axis=-1), frames + speech.sum(axis=-1)
     with np.errstate(invalid="ignore"):
         return np.asarray(total / frames)

@@ -39,6 +39,12 @@ WINDOW = 2048
 MAX_COLUMNS = 2000
 """Frames in one spectrogram. Longer recordings are drawn with a larger hop."""
 
+MAX_BARS = 40
+"""Numbers that are drawn as bars; more are drawn as a histogram."""
+
+MAX_NAME = 40
+"""Characters of a name beside its bar."""
+
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """The colours of Okabe and Ito (2008), told apart by colour-blind readers."""
 
@@ -211,6 +217,45 @@ def curves_png(
     ax.grid(alpha=0.25)
     ax.legend(frameon=False)
     return _finish(figure, path)
+
+
+def values_png(
+    names: Sequence[str], values: Sequence[float], title: str, xlabel: str, path: Path | None = None
+) -> bytes:
+    """One number of many things: a bar for each, from the largest to the smallest, or how they are distributed.
+
+    Args:
+        names: of the things.
+        values: their numbers, finite, as many.
+        title: stands above.
+        xlabel: the axis of the numbers, with its unit.
+        path: where to write the picture as well.
+
+    Returns:
+        The picture as PNG; a histogram for more than `MAX_BARS`. A dashed line is the mean.
+
+    Raises:
+        ValueError: there is nothing to draw.
+    """
+    bars = len(values) <= MAX_BARS
+    figure, (ax,) = _figure(min(1, len(values)), height=max(1.2, 0.24 * len(values)) if bars else 3.0)
+    if bars:
+        order = sorted(range(len(values)), key=lambda k: values[k])
+        ax.barh(range(len(order)), [values[k] for k in order], color=COLOURS[0], height=0.7)
+        ax.set_yticks(range(len(order)), [_shortened(names[k]) for k in order], parse_math=False)
+    else:
+        ax.hist(np.asarray(values), bins="auto", color=COLOURS[0], edgecolor="white")
+        ax.set_ylabel("files")
+    ax.axvline(float(np.mean(values)), color=COLOURS[1], linestyle="--", linewidth=1.6)
+    ax.set_title(title, loc="left", parse_math=False)
+    ax.set_xlabel(xlabel)
+    ax.grid(alpha=0.25, axis="x")
+    return _finish(figure, path)
+
+
+def _shortened(name: str) -> str:
+    """A name that leaves room for the bars: the end says most of a path."""
+    return name if len(name) <= MAX_NAME else "…" + name[1 - MAX_NAME :]
 
 
 def learning_rate_png(

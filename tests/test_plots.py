@@ -150,3 +150,21 @@ print("matplotlib" in sys.modules, "matplotlib.pyplot" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "True", "False"]
+
+
+def test_few_numbers_are_bars_and_many_a_histogram():
+    values = [3.0, 1.0, 2.0]
+    few = pixels(plots.values_png(["a", "b$_$", "a name/" * 20], values, "Score", "dB"))
+    assert 0.08 < share_of(few, plots.COLOURS[0]) < 0.5  # a third, two thirds and all of the width
+    assert share_of(few, plots.COLOURS[1]) > 0  # the mean
+    longer = pixels(
+        plots.values_png([str(k) for k in range(20)], [float(k) for k in range(20)], "Score", "dB")
+    )
+    assert longer.shape[0] > 2 * few.shape[0]
+    many = np.random.default_rng(0).standard_normal(1000).tolist()
+    histogram = pixels(plots.values_png(["x"] * 1000, many, "Score", "dB"))
+    assert histogram.shape[0] < longer.shape[0] and share_of(histogram, plots.COLOURS[0]) > 0.1
+    equal = pixels(plots.values_png(["x"] * 50, [2.0] * 50, "Score", "dB"))
+    assert share_of(equal, plots.COLOURS[0]) > 0.1
+    with pytest.raises(ValueError, match="nothing to draw"):
+        plots.values_png([], [], "Score", "dB")

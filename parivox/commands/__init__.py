@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from parivox.commands.convert import ConvertCommand
 from parivox.commands.enhance import EnhanceCommand
+from parivox.commands.evaluate import EvaluateCommand
 from parivox.commands.others import DemoCommand, DoctorCommand
 from parivox.commands.parity import ParityCommand
 from parivox.commands.train import TrainDenoiserCommand, TrainStage1Command, TrainStage2Command
@@ -16,6 +17,7 @@ __all__ = [
     "DemoCommand",
     "DoctorCommand",
     "EnhanceCommand",
+    "EvaluateCommand",
     "ParityCommand",
     "TrainDenoiserCommand",
     "TrainStage1Command",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from parivox.commands.lines import Lines
 from parivox.commands.options import (
     NO_HINT,
     PUBLIC_MODEL,
@@ -123,7 +123,7 @@ class EnhanceCommand:
         from parivox.enhance_files import enhance_path
         from parivox.progress import EnhanceProgress
 
-        tell = _Lines(ends)
+        tell = Lines(ends.named)
         cleaner = load(
             self.model,
             self.backend,
@@ -159,23 +159,6 @@ class EnhanceCommand:
         if self.denoise_only and given:
             raise ConfigError(f"--{next(iter(given))} is of the enhancer; leave out that or --denoise-only")
         return Sampling(**given)
-
-
-class _Lines:
-    """Prints diagnostics, one line each, on the standard error."""
-
-    def __init__(self, ends: Ends) -> None:
-        self._ends = ends
-        # On a terminal the live progress line takes over sys.stderr and puts lines above itself. What goes
-        # into a file must stay there, so that stream is remembered from before.
-        self._stream = sys.stderr
-
-    def __call__(self, text: str) -> None:
-        from parivox.quiet import stderr_open
-
-        stream = sys.stderr if self._stream.isatty() else self._stream
-        with stderr_open():  # a thread may be reading an MP3
-            print(f"parivox: {self._ends.named(text)}", file=stream, flush=True)
 
 
 def _summary_line(summary: Summary, target: Path, audio: float, seconds: float) -> str:
