@@ -17,7 +17,7 @@ import numpy as np
 from parivox.backend import Backend, BackendName, Precision, Solver, get_backend
 from parivox.enhance import clean
 from parivox.errors import AudioError, ConfigError
-from parivox.hparams import EnhancerHParams
+from parivox.hparams import DenoiserHParams, EnhancerHParams
 from parivox.hub import PUBLIC
 from parivox.loading import Loaded, load_for_cleaning, own_denoiser
 from parivox.rows import Place, RowModel
@@ -89,6 +89,11 @@ class Cleaner:
     def __str__(self) -> str:
         about = self._backend.describe()
         return f"{self.name} ({self.about}), {about['backend']} on {about['device']}"
+
+    @property
+    def hp(self) -> DenoiserHParams | EnhancerHParams:
+        """Hyperparameters of the model; their class says whether it can enhance."""
+        return self._hp
 
     def denoise(
         self,

@@ -33,6 +33,7 @@ def parse(argv: Sequence[str]) -> Any:
         "train enhancer-stage2": commands.TrainStage2Command,
         "enhance": commands.EnhanceCommand,
         "evaluate": commands.EvaluateCommand,
+        "serve": commands.ServeCommand,
         "convert": commands.ConvertCommand,
         "parity": commands.ParityCommand,
         "doctor": commands.DoctorCommand,

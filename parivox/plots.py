@@ -32,6 +32,9 @@ SILENCE = 1e-12
 WIDTH = 10.0
 """Inches; with `DPI`, 1,200 pixels."""
 
+STRIP_HEIGHT = 2.2
+"""Inches of a spectrogram without words."""
+
 DPI = 120
 WINDOW = 2048
 """Samples of the spectrogram's Hann window."""
@@ -104,6 +107,28 @@ def spectrogram_png(panels: Panels, rate: int, path: Path | None = None) -> byte
         axes[0].images[0], ax=axes, label="dB, 0 is the loudest bin", pad=0.015, aspect=12 * len(panels)
     )
     return _finish(figure, path)
+
+
+def strip_png(magnitudes: Float[np.ndarray, "f n"], loudest: float) -> bytes:
+    """A spectrogram without frame or words, for a page that writes the axes itself, readable at any width.
+
+    Args:
+        magnitudes: as `magnitude_spectrogram` gives them.
+        loudest: the magnitude at the top of the colour scale.
+
+    Returns:
+        The picture as PNG.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, STRIP_HEIGHT), dpi=DPI)
+    FigureCanvasAgg(figure)
+    ax = figure.add_axes((0, 0, 1, 1))
+    ax.set_axis_off()
+    decibels = _decibels(magnitudes, loudest)
+    ax.imshow(decibels, origin="lower", aspect="auto", cmap="magma", vmin=FLOOR_DB, vmax=0.0)
+    return _finish(figure, None)
 
 
 def difference_png(

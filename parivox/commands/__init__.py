@@ -10,6 +10,7 @@ from parivox.commands.enhance import EnhanceCommand
 from parivox.commands.evaluate import EvaluateCommand
 from parivox.commands.others import DemoCommand, DoctorCommand
 from parivox.commands.parity import ParityCommand
+from parivox.commands.serve import ServeCommand
 from parivox.commands.train import TrainDenoiserCommand, TrainStage1Command, TrainStage2Command
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "EnhanceCommand",
     "EvaluateCommand",
     "ParityCommand",
+    "ServeCommand",
     "TrainDenoiserCommand",
     "TrainStage1Command",
     "TrainStage2Command",
