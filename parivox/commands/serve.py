@@ -57,6 +57,7 @@ class ServeCommand:
 
     def run(self) -> int:
         """Serve until SIGINT or SIGTERM; returns the exit status."""
+        from parivox.cleaner import load
         from parivox.serve.access import bind, credentials
         from parivox.serve.limits import Limits
         from parivox.serve.server import ended_by_sigterm, make_app, require_gradio, serve, workspace
@@ -64,10 +65,8 @@ class ServeCommand:
 
         limits = Limits(self.max_megabytes, self.max_seconds, self.max_queue)
         auth = credentials(self.auth, self.auth_file, self.host)
-        require_gradio()
         with ended_by_sigterm(), bind(self.host, self.port) as bound, workspace() as folder:
-            from parivox.cleaner import load
-
+            require_gradio()
             cleaner = load(self.model, self.backend, self.device, self.precision)
             print(f"cleaning with {cleaner}", flush=True)
             sessions = Sessions(folder)

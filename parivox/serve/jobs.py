@@ -38,22 +38,22 @@ class Knobs:
 
 
 def knobs(
-    nfe: float | None = None,
-    solver: Solver | None = None,
-    lambd: float = 1.0,
-    tau: float = 0.5,
-    seed: float | None = 0,
+    nfe: float | int,
+    solver: Solver,
+    lambd: float | int = 1.0,
+    tau: float | int = 0.5,
+    seed: float | int | None = 0,
     mono: bool = False,
-    mix: float = 0.0,
+    mix: float | int = 0.0,
     format: str | None = None,
 ) -> Knobs:
-    """Knobs of what the page's controls give, where whole numbers may come as floats and a cleared one as None.
+    """Knobs of what the page's controls give: a whole number may come as a float, a share as 1, a cleared one as None.
 
     Raises:
         ConfigError: a number is out of range.
     """
-    sampling = Sampling(None if nfe is None else int(nfe), solver, lambd, tau, int(seed or 0))
-    return Knobs(sampling, mono, mix, format)
+    sampling = Sampling(int(nfe), solver, float(lambd), float(tau), int(seed or 0))
+    return Knobs(sampling, mono, float(mix), format)
 
 
 def clean_recording(

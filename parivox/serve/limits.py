@@ -78,7 +78,7 @@ def named(error: object, *paths: Path) -> str:
     return text.replace("--", "")
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: float | int) -> str:
     """Seconds in words: `8.5 s`, `2 min`, `2:05 min`."""
     if seconds < 59.95:
         return f"{seconds:.3g} s"
