@@ -87,6 +87,8 @@ def served(folder: Path, run: Path, *options: str, port: int = 0) -> Iterator[Se
             process.kill()
         process.wait()
         reader.join(10)
+        if process.stdout is not None:
+            process.stdout.close()
 
 
 def _read(server: Served) -> None:

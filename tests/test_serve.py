@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import socket
+import tempfile
 import threading
 from pathlib import Path
 
@@ -15,9 +16,10 @@ from parivox.audio import write_audio
 from parivox.cli import main
 from parivox.errors import AudioError, ConfigError
 from parivox.serve.access import AUTH_VARIABLE, address_of, bind, credentials, is_loopback
-from parivox.serve.jobs import knobs
+from parivox.serve.jobs import UNEXPECTED, knobs, sentence
 from parivox.serve.levels import Levels, loudness, measure
 from parivox.serve.limits import Limits, check_recording, duration
+from parivox.serve.server import LOCK, PREFIX, workspace
 from parivox.serve.sessions import IDLE_SECONDS, STRAY_SECONDS, Sessions, StoppedError
 from parivox.serve.view import look_at, row_html
 
@@ -153,6 +155,17 @@ def test_knobs_are_what_a_page_can_send():
     assert knobs(8.0, "euler", 1, 0, 3.0).sampling.nfe == 8
     with pytest.raises(ConfigError, match="--nfe is 300"):
         knobs(300, "euler")
+
+
+def test_an_error_that_is_a_defect_is_a_plain_sentence_and_a_traceback_in_the_log(caplog):
+    try:
+        raise RuntimeError("a secret of the server")
+    except RuntimeError as error:
+        assert sentence(error) == UNEXPECTED
+    assert "Traceback" in caplog.text and "a secret of the server" in caplog.text
+    caplog.clear()
+    assert sentence(ConfigError("--nfe is 300; use 1 to 128")) == "nfe is 300; use 1 to 128"
+    assert caplog.text == ""
 
 
 # --- levels
@@ -320,3 +333,23 @@ def test_closing_removes_all_even_what_a_job_writes_afterwards(tmp_path):
     go_on.set()
     thread.join()
     assert not root.exists()
+
+
+# --- the folder of the server
+
+
+def test_the_folder_goes_and_so_do_those_of_killed_servers(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.delenv("GRADIO_TEMP_DIR", raising=False)
+    killed = tmp_path / f"{PREFIX}killed"
+    killed.mkdir()
+    (killed / LOCK).touch()
+    (killed / "voice.wav").touch()
+    (tmp_path / f"{PREFIX}of-somebody-else").mkdir()
+    with pytest.raises(SystemExit), workspace() as one, workspace() as two:
+        assert not killed.exists() and one != two and one.exists()
+        assert os.environ["GRADIO_TEMP_DIR"] == tempfile.gettempdir() == str(two)
+        (two / "voice.wav").touch()
+        raise SystemExit(143)
+    assert [path.name for path in tmp_path.iterdir()] == [f"{PREFIX}of-somebody-else"]
+    assert "GRADIO_TEMP_DIR" not in os.environ and tempfile.gettempdir() == str(tmp_path)

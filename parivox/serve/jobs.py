@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,14 @@ from parivox.audio_formats import AUDIO_SUFFIXES
 from parivox.backend import Solver
 from parivox.cleaner import Cleaner
 from parivox.enhance_files import FileOptions, enhance_path
-from parivox.errors import AudioError
+from parivox.errors import AudioError, ParivoxError
 from parivox.sampling import Sampling
 from parivox.serve.limits import duration, named
 
 Task = Literal["denoise", "enhance"]
 SUFFIXES: dict[Task, str] = {"denoise": "denoised", "enhance": "enhanced"}
+UNEXPECTED = "Something went wrong that is not the recording's fault; the server's log says what."
+LOG = logging.getLogger("parivox.serve")
 DOING: dict[Task, str] = {"denoise": "Denoising", "enhance": "Enhancing"}
 
 
@@ -101,3 +104,11 @@ def _suffix(source: Path, format: str | None) -> str:
     if format:
         return f".{format}"
     return source.suffix if source.suffix.lower() in AUDIO_SUFFIXES else ".wav"
+
+
+def sentence(error: Exception) -> str:
+    """What a visitor is told of an error: its line where it can be mended. Of any other the log has the traceback."""
+    if isinstance(error, ParivoxError):
+        return named(error)
+    LOG.error("a job failed", exc_info=error)
+    return UNEXPECTED

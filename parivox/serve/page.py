@@ -4,7 +4,6 @@ Gradio looks at the annotations of the handlers, so this file does without `from
 """
 
 import contextvars
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from html import escape
@@ -13,19 +12,17 @@ from typing import Any, NamedTuple, get_args
 
 from parivox.backend import Solver
 from parivox.cleaner import Cleaner
-from parivox.errors import AudioError, ParivoxError
+from parivox.errors import AudioError
 from parivox.hparams import EnhancerHParams
 from parivox.hub import is_hub_name
 from parivox.sampling import MAX_NFE
-from parivox.serve.jobs import SUFFIXES, Knobs, Task, clean_recording, knobs
-from parivox.serve.limits import Limits, check_recording, named
+from parivox.serve.jobs import SUFFIXES, Knobs, Task, clean_recording, knobs, sentence
+from parivox.serve.limits import Limits, check_recording
 from parivox.serve.sessions import Job, Sessions
 from parivox.serve.view import look_at, row_html
 
 CSS = Path(__file__).with_name("style.css")
-LOG = logging.getLogger("parivox.serve")
 TITLES: dict[Task, str] = {"denoise": "Denoised", "enhance": "Enhanced"}
-UNEXPECTED = "Something went wrong that is not the recording's fault; the server's log says what."
 COLOURS = "Brighter is louder; black lies 80 dB below the loudest point of this recording."
 FORMATS = [("as the recording", ""), ("WAV", "wav"), ("FLAC", "flac"), ("Ogg Vorbis", "ogg"), ("MP3", "mp3")]
 
@@ -51,13 +48,8 @@ def in_words() -> Iterator[None]:
 
     try:
         yield
-    except gr.Error:
-        raise
-    except ParivoxError as error:
-        raise gr.Error(escape(named(error)), duration=None, print_exception=False) from error
     except Exception as error:
-        LOG.exception("a job failed")
-        raise gr.Error(UNEXPECTED, duration=None, print_exception=False) from error
+        raise gr.Error(escape(sentence(error)), duration=None, print_exception=False) from error
 
 
 class Parts(NamedTuple):
@@ -181,7 +173,7 @@ def _controls(cleaner: Cleaner) -> list[Any]:
 def _parts(limits: Limits, stop: Any) -> Parts:
     import gradio as gr
 
-    status = gr.HTML(_words(f"{limits}."), elem_id="status", elem_classes="pv-status", padding=False)
+    status = gr.HTML(_words(f"{limits}."), elem_id="status", padding=False)
     before = gr.HTML(visible=False, elem_id="before", padding=False)
     made = []
     for name in SUFFIXES.values():
