@@ -182,8 +182,8 @@ def _parts(limits: Limits, stop: Any) -> Parts:
     return Parts(status, stop, before, *made)
 
 
-def _words(text: str) -> str:
-    return f'<p role="status">{escape(text)}</p>'
+def _words(text: str, role: str = "status") -> str:
+    return f'<p role="{role}">{escape(text)}</p>'
 
 
 def _small_handlers(limits: Limits, sessions: Sessions) -> tuple[Callable[..., Any], ...]:
@@ -191,13 +191,15 @@ def _small_handlers(limits: Limits, sessions: Sessions) -> tuple[Callable[..., A
     import gradio as gr
 
     def received(recording: str | None, request: gr.Request) -> str:
-        with in_words():
+        try:
             name = session_of(request)
             if recording is None:
                 sessions.clear(name)
                 return _words(f"{limits}.")
             check_recording(sessions.keep(name, Path(recording)), limits)
             return _words("Ready to clean.")
+        except Exception as error:  # beside the recording, for as long as that is there
+            return _words(sentence(error), role="alert")
 
     def stopped(request: gr.Request) -> str:
         running = sessions.stop(session_of(request))

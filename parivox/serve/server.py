@@ -6,6 +6,7 @@ what a killed server left is removed by the next one.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import signal
@@ -109,7 +110,7 @@ def _locked(path: Path) -> int | None:
 
 def make_app(
     cleaner: Cleaner, limits: Limits, sessions: Sessions, auth: tuple[str, str] | None = None
-) -> Any:
+) -> Guarded:
     """The page as an ASGI application.
 
     Args:
@@ -137,14 +138,19 @@ def make_app(
         theme=theme(),
         css_paths=CSS,
     )
-    return Guarded(app)
+    (pages,) = (route.app for route in app.routes if hasattr(getattr(route, "app", None), "stop_event"))
+    return Guarded(app, pages.stop_event.set)
 
 
 class Guarded:
-    """An ASGI application that lets the browser load nothing from elsewhere, and fetches nothing itself."""
+    """An ASGI application that lets the browser load nothing from elsewhere, and fetches nothing itself.
 
-    def __init__(self, app: Callable[..., Awaitable[None]]) -> None:
-        self._app = app
+    Attributes:
+        stop: ends the connections that Gradio keeps open while a page is.
+    """
+
+    def __init__(self, app: Callable[..., Awaitable[None]], stop: Callable[[], None]) -> None:
+        self._app, self.stop = app, stop
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         """Answer a request."""
@@ -163,7 +169,7 @@ class Guarded:
         await self._app(scope, receive, guarded)
 
 
-def serve(app: Any, bound: socket.socket, sessions: Sessions, open_browser: bool = False) -> None:
+def serve(app: Guarded, bound: socket.socket, sessions: Sessions, open_browser: bool = False) -> None:
     """Serve until SIGINT or SIGTERM; all files of sessions are gone when this begins to end.
 
     Args:
@@ -180,6 +186,7 @@ def serve(app: Any, bound: socket.socket, sessions: Sessions, open_browser: bool
     class Server(uvicorn.Server):
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
             sessions.close()  # at once: a chunk that is computed may hold up the rest of the end
+            app.stop()
             super().handle_exit(sig, frame)
 
     bound.listen(128)
@@ -189,6 +196,8 @@ def serve(app: Any, bound: socket.socket, sessions: Sessions, open_browser: bool
     sweeper.start()
     if open_browser:
         webbrowser.open(address)
+    # What is cut off at the end is no news.
+    logging.getLogger("uvicorn.error").addFilter(lambda record: not sessions.closing.is_set())
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=GOODBYE_SECONDS)
     try:
         Server(config).run(sockets=[bound])
