@@ -55,6 +55,9 @@ EXTRAS: dict[str, tuple[tuple[str, str], ...]] = {
 }
 """Extra -> (distribution, module) of each package it adds."""
 
+OLDEST = {"gradio": (6, 31)}
+"""Versions before which an extra does not work, where pip was not asked; as in pyproject.toml."""
+
 PURPOSES = {
     "praat": "voice augmentation in training",
     "media": "reading m4a, mp4, webm, wma and more",
@@ -308,4 +311,17 @@ def _extra(name: str) -> Check:
         detail = f"not installed; for {PURPOSES[name]}"
         return Check(f"extra {name}", "missing", detail, f"pip install 'parivox[{name}]'")
     detail = ", ".join(f"{dist} {found or '(version unknown)'}" for dist, found in versions.items())
-    return Check(f"extra {name}", "ok", detail)
+    if any(_too_old(dist, found) for dist, found in versions.items()):
+        wanted = ", ".join(
+            f"{dist} {'.'.join(map(str, OLDEST[dist]))}" for dist in versions if dist in OLDEST
+        )
+        remedy = f"pip install --upgrade 'parivox[{name}]'"
+        return Check(
+            f"extra {name}", "broken", f"{detail} is too old for {PURPOSES[name]}, use {wanted}", remedy
+        )
+    return Check(f"extra {name}", "ok", f"{detail}; for {PURPOSES[name]}")
+
+
+def _too_old(distribution: str, found: str | None) -> bool:
+    numbers = [int(part) for part in (found or "").split(".")[:2] if part.isdigit()]
+    return bool(numbers) and tuple(numbers) < OLDEST.get(distribution, (0,))

@@ -174,3 +174,15 @@ def test_each_environment_has_a_folder_of_extensions(tmp_path, monkeypatch):
     assert here == caches.extensions_folder()
     monkeypatch.setattr(caches.importlib.metadata, "version", lambda name: "0.0")
     assert caches.extensions_folder() != here
+
+
+@pytest.mark.parametrize(
+    ("version", "status"),
+    [("6.31.0", "ok"), ("6.100.1", "ok"), ("7.0", "ok"), ("6.4.0", "broken"), ("5.9", "broken")],
+)
+def test_a_gradio_that_is_too_old_for_the_page_is_named(version, status, monkeypatch):
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(doctor, "_version", lambda name: version)
+    check = doctor._extra("ui")
+    assert check.status == status and "parivox serve" in check.detail
+    assert ("gradio 6.31" in check.detail and "--upgrade" in check.remedy) or status == "ok"
