@@ -100,5 +100,5 @@ def bind(host: str, port: int) -> socket.socket:
 def address_of(bound: socket.socket) -> str:
     """The page's address, for a browser on this machine where it listens on every address."""
     host, port = bound.getsockname()[:2]
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, str(host))
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

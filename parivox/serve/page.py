@@ -29,10 +29,10 @@ FORMATS = [("as the recording", ""), ("WAV", "wav"), ("FLAC", "flac"), ("Ogg Vor
 
 def theme() -> Any:
     """Gradio's plain theme with the fonts that the visitor's system has; the default one fetches others."""
-    import gradio as gr
+    from gradio.themes import Base
 
     fonts = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
-    return gr.themes.Base(
+    return Base(
         primary_hue="sky",
         neutral_hue="slate",
         font=fonts,
@@ -224,7 +224,7 @@ def _cleaning(cleaner: Cleaner, limits: Limits, sessions: Sessions, parts: Parts
         recording: str | None,
         task: str,
         nfe: float,
-        solver: str,
+        solver: Solver,
         lambd: float,
         tau: float,
         seed: float | None,

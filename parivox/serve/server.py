@@ -138,7 +138,8 @@ def make_app(
         theme=theme(),
         css_paths=CSS,
     )
-    (pages,) = (route.app for route in app.routes if hasattr(getattr(route, "app", None), "stop_event"))
+    mounted = (getattr(route, "app", None) for route in app.routes)
+    (pages,) = (found for found in mounted if isinstance(found, gr.routes.App))
     return Guarded(app, pages.stop_event.set)
 
 
