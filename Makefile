@@ -36,8 +36,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "Setting up $(VENV), once: about 3 minutes on a fast line, mostly downloads."
 	@$(PYTHON) -m venv $(VENV)
 # The extras praat and media are here for the tests; both bring GPL parts, which the core has not.
-	@echo "[1/4] parivox, the audio libraries, the scores and the web page"
-	@$(PIP_INSTALL) -e '.[praat,media,metrics,ui]'
+	@echo "[1/4] parivox, the audio libraries, the scores and the rest"
+	@$(PIP_INSTALL) -e '.[praat,media,metrics,ui,export]'
 	@echo "[2/4] the JAX backend"
 	@$(PIP_INSTALL) -e '.[jax]'
 	@echo "[3/4] the PyTorch backend and DeepSpeed (the largest download)"
@@ -99,7 +99,7 @@ constraints:
 	@echo "Resolving a clean environment: several minutes."
 	@folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
 	$(PYTHON) -m venv "$$folder/venv"; \
-	"$$folder/venv/bin/python" -m pip install -qq --disable-pip-version-check --no-compile '.[jax,torch,deepspeed,praat,media,metrics,changed,ui,dev]'; \
+	"$$folder/venv/bin/python" -m pip install -qq --disable-pip-version-check --no-compile '.[jax,torch,deepspeed,praat,media,metrics,changed,ui,export,dev]'; \
 	{ echo "# Every package of the environment that make sets up. Made by: make constraints"; \
 	  "$$folder/venv/bin/python" -m pip freeze --exclude parivox | sed -E 's/\+[A-Za-z0-9.]+$$//'; \
 	} >"$$folder/constraints.txt"; \

@@ -35,6 +35,7 @@ def parse(argv: Sequence[str]) -> Any:
         "evaluate": commands.EvaluateCommand,
         "serve": commands.ServeCommand,
         "convert": commands.ConvertCommand,
+        "export": commands.ExportCommand,
         "parity": commands.ParityCommand,
         "doctor": commands.DoctorCommand,
         "demo": commands.DemoCommand,

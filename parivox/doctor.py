@@ -52,6 +52,7 @@ EXTRAS: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "changed": (("pocketsphinx", "pocketsphinx"), ("jiwer", "jiwer"), ("Resemblyzer", "resemblyzer")),
     "ui": (("gradio", "gradio"),),
+    "export": (("onnx", "onnx"), ("onnxruntime", "onnxruntime"), ("flatbuffers", "flatbuffers")),
 }
 """Extra -> (distribution, module) of each package it adds."""
 
@@ -64,6 +65,7 @@ PURPOSES = {
     "metrics": "PESQ, STOI and DNSMOS in `parivox evaluate`",
     "changed": "word error and speaker similarity in `parivox evaluate`",
     "ui": "the web page of `parivox serve`",
+    "export": "`parivox export`",
 }
 
 _JAX_PROBE = """

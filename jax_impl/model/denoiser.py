@@ -29,12 +29,20 @@ class Denoiser(nnx.Module):
         x = peak_normalize(x)
         z = stft(x, DENOISER_STFT)[..., :-1]
         with ending(ends(z.shape[-1]), z.shape[-1]):  # whole frames from here on
-            y = self._masked(z, x.dtype)
+            y = self._masked(z)
         return jnp.pad(y, ((0, 0), (0, x.shape[-1] - y.shape[-1])))
 
-    def _masked(self, z: Complex[Array, "b f n"], dtype: jnp.dtype) -> Float[Array, "b u"]:
+    def _masked(self, z: Complex[Array, "b f n"]) -> Float[Array, "b u"]:
         """Look at a spectrum, turn and weaken it, and make sound of it."""
-        magnitude, cos, sin = magnitude_phase(z)
+        turned = self.turned(*magnitude_phase(z))
+        parts = [padded(part.swapaxes(1, 2), 0, 1, "edge").swapaxes(1, 2) for part in turned]
+        return kept(istft(jax.lax.complex(*parts), DENOISER_STFT)[..., None])[..., 0]
+
+    def turned(
+        self, magnitude: Float[Array, "b f n"], cos: Float[Array, "b f n"], sin: Float[Array, "b f n"]
+    ) -> tuple[Float[Array, "b f n"], Float[Array, "b f n"]]:
+        """Real and imaginary part of what the network makes of a spectrum."""
+        dtype = magnitude.dtype
         # The network computes in the dtype of its weights, which may be half precision; the sound around it does not.
         image = jnp.stack([magnitude, cos, sin], axis=-1).astype(self.net.input_proj.weight[...].dtype)
         out = self.net(image).astype(dtype)
@@ -45,8 +53,7 @@ class Denoiser(nnx.Module):
         turn_cos, turn_sin = re / length, im / length
         magnitude = jax.nn.relu(magnitude * mask)
         turned = cos * turn_cos - sin * turn_sin, sin * turn_cos + cos * turn_sin
-        parts = [padded((magnitude * part).swapaxes(1, 2), 0, 1, "edge").swapaxes(1, 2) for part in turned]
-        return kept(istft(jax.lax.complex(*parts), DENOISER_STFT)[..., None])[..., 0]
+        return magnitude * turned[0], magnitude * turned[1]
 
 
 def denoiser_loss(output: Float[Array, "b t"], target: Float[Array, "b t"]) -> Float[Array, ""]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from parivox.commands.convert import ConvertCommand
 from parivox.commands.enhance import EnhanceCommand
 from parivox.commands.evaluate import EvaluateCommand
+from parivox.commands.export import ExportCommand
 from parivox.commands.others import DemoCommand, DoctorCommand
 from parivox.commands.parity import ParityCommand
 from parivox.commands.serve import ServeCommand
@@ -19,6 +20,7 @@ __all__ = [
     "DoctorCommand",
     "EnhanceCommand",
     "EvaluateCommand",
+    "ExportCommand",
     "ParityCommand",
     "ServeCommand",
     "TrainDenoiserCommand",

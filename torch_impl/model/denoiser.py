@@ -30,12 +30,20 @@ class Denoiser(nn.Module):
         x = peak_normalize(x)
         z = stft(x, DENOISER_STFT)[..., :-1]
         with ending(ends(z.shape[-1]), z.shape[-1]):  # whole frames from here on
-            y = self._masked(z, x.dtype)
+            y = self._masked(z)
         return pad(y, (0, x.shape[-1] - y.shape[-1]))
 
-    def _masked(self, z: Complex[Tensor, "b f n"], dtype: torch.dtype) -> Float[Tensor, "b u"]:
+    def _masked(self, z: Complex[Tensor, "b f n"]) -> Float[Tensor, "b u"]:
         """Look at a spectrum, turn and weaken it, and make sound of it."""
-        magnitude, cos, sin = magnitude_phase(z)
+        turned = self.turned(*magnitude_phase(z))
+        parts = [padded(part, 0, 1, "replicate") for part in turned]
+        return kept(istft(torch.complex(*parts), DENOISER_STFT))
+
+    def turned(
+        self, magnitude: Float[Tensor, "b f n"], cos: Float[Tensor, "b f n"], sin: Float[Tensor, "b f n"]
+    ) -> tuple[Float[Tensor, "b f n"], Float[Tensor, "b f n"]]:
+        """Real and imaginary part of what the network makes of a spectrum."""
+        dtype = magnitude.dtype
         # The network computes in the dtype of its weights, which may be half precision; the sound around it does not.
         image = torch.stack([magnitude, cos, sin], dim=1).to(self.net.input_proj.weight.dtype)
         out = self.net(image).to(dtype)
@@ -46,8 +54,7 @@ class Denoiser(nn.Module):
         turn_cos, turn_sin = re / length, im / length
         magnitude = torch.relu(magnitude * mask)
         turned = cos * turn_cos - sin * turn_sin, sin * turn_cos + cos * turn_sin
-        parts = [padded(magnitude * part, 0, 1, "replicate") for part in turned]
-        return kept(istft(torch.complex(*parts), DENOISER_STFT))
+        return magnitude * turned[0], magnitude * turned[1]
 
 
 def denoiser_loss(output: Float[Tensor, "b t"], target: Float[Tensor, "b t"]) -> Float[Tensor, ""]:
