@@ -45,7 +45,8 @@ def export_denoiser(arrays: Mapping[str, np.ndarray], hidden: int, metadata: Map
         b, t = x.shape
         total = (t + BLOCK - 1) // BLOCK * BLOCK
         wide = jnp.pad(x, ((0, 0), (0, total - t)))
-        lengths = jnp.full((b,), jnp.asarray(t), jnp.int32)
+        # Behind a barrier, or XLA would compute every mask with its slow interpreter while it compiles.
+        lengths = jax.lax.optimization_barrier(jnp.full((b,), jnp.asarray(t), jnp.int32))
         with arithmetic("highest"), ending(lengths, total):
             return bind(graph, params)(kept(wide[..., None])[..., 0])[:, :t]
 

@@ -35,6 +35,7 @@ class _RealDenoiser(nn.Module):
         size = DENOISER_STFT.n_fft
         turn = 2 * np.pi * np.arange(size) / size
         self.register_buffer("circle", torch.from_numpy(np.stack([np.cos(turn), -np.sin(turn)])))
+        self.register_buffer("steps", torch.arange(size))
         self.register_buffer("window", torch.from_numpy(np.array(hann_window(size), np.float64)))
 
     def forward(self, x: Float[Tensor, "b t"]) -> Float[Tensor, "b t"]:
@@ -88,7 +89,7 @@ class _RealDenoiser(nn.Module):
     def _basis(self) -> tuple[Tensor, Tensor]:
         """Cosine and minus sine (size, f), looked up by the angle, so that a file need not hold 22 MB of them."""
         size = DENOISER_STFT.n_fft
-        angle = torch.arange(size)[:, None] * torch.arange(size // 2 + 1) % size
+        angle = self.steps[:, None] * self.steps[: size // 2 + 1] % size
         return self.circle[0][angle], self.circle[1][angle]
 
 
