@@ -121,6 +121,7 @@ def make_app(
     """
     import gradio as gr
     from fastapi import FastAPI
+    from gradio.routes import App
 
     from parivox.serve.page import CSS, build, theme
 
@@ -139,7 +140,9 @@ def make_app(
         css_paths=CSS,
     )
     mounted = (getattr(route, "app", None) for route in app.routes)
-    (pages,) = (found for found in mounted if isinstance(found, gr.routes.App))
+    (pages,) = (found for found in mounted if isinstance(found, App))
+    if pages.stop_event is None:
+        raise RuntimeError("Gradio made no event to stop by")
     return Guarded(app, pages.stop_event.set)
 
 
