@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -27,6 +28,15 @@ for module in ("onnx", "onnxruntime", "flatbuffers"):
 PAGE = Path(__file__).parent.parent / "docs/export.md"
 # onnxruntime and the exporters warn of their own ways.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+
+@pytest.fixture(autouse=True)
+def unchecked_annotations():
+    """Sizes are symbols while a program is traced, and a check at run time wants numbers."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 def model(hidden: int) -> Loaded:
