@@ -243,7 +243,7 @@ class Cleaner:
         return self._models[task]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Denoising:
     """A denoiser as a model for rows (`parivox.rows.RowModel`)."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Complex, Float
@@ -34,7 +35,7 @@ class StftSpec:
 
     n_fft: int
     hop: int
-    pad_mode: str = "reflect"
+    pad_mode: Literal["reflect", "constant"] = "reflect"
 
 
 @dataclass(frozen=True)

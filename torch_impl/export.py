@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import io
+import tempfile
 import warnings
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -28,6 +29,10 @@ OPSET = 20
 
 class _RealDenoiser(nn.Module):
     """`Denoiser` without complex numbers, which ONNX has not: the Fourier transform is a matrix product."""
+
+    circle: Tensor
+    steps: Tensor
+    window: Tensor
 
     def __init__(self, denoiser: Denoiser):
         super().__init__()
@@ -80,6 +85,8 @@ class _RealDenoiser(nn.Module):
         frames = sum(torch.matmul(p.transpose(1, 2), t) for p, t in zip((re, im), tables, strict=True))
         window = self.window.to(re.dtype)
         last = ends(count - 1)
+        if last is None:
+            raise ValueError("the rows of an exported program have ends")
         there = (torch.arange(count) <= last[:, None])[..., None].to(re.dtype)
         keep = slice(size // 2, size // 2 + hop * (count - 1))
         squares = overlap_add(there * window**2, hop)[:, keep]
@@ -108,8 +115,8 @@ def export_denoiser(arrays: Mapping[str, np.ndarray], hidden: int, metadata: Map
         CheckpointError: listing tensors that are missing, extra or misshapen.
     """
     module = bind(hidden, from_arrays(arrays, hidden, torch.float32)).requires_grad_(False).eval()
-    file = io.BytesIO()
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "denoiser.onnx"
         # Tracing warns of every decision that it takes from the example; the sizes above make each hold always.
         warnings.simplefilter("ignore")
         torch.onnx.export(
@@ -123,7 +130,7 @@ def export_denoiser(arrays: Mapping[str, np.ndarray], hidden: int, metadata: Map
             output_names=["denoised"],
             dynamic_axes={"noisy": {0: "b", 1: "t"}, "denoised": {0: "b", 1: "t"}},
         )
-    return _described(file.getvalue(), metadata)
+        return _described(file.read_bytes(), metadata)
 
 
 def load_program(program: bytes) -> Callable[[np.ndarray], np.ndarray]:
