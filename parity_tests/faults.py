@@ -260,8 +260,8 @@ def _wrong_spec(sound: Callable) -> Callable:
     """An STFT that pads with zeros for reflections, and the other way round."""
 
     def stft(x, spec, *window):
-        other = {"reflect": "constant", "constant": "reflect"}[spec.pad_mode]
-        return sound(x, StftSpec(spec.n_fft, spec.hop, other), *window)
+        reflects = spec.pad_mode == "reflect"
+        return sound(x, StftSpec(spec.n_fft, spec.hop, "constant" if reflects else "reflect"), *window)
 
     return stft
 

@@ -11,7 +11,7 @@ from threading import Lock
 
 import numpy as np
 
-from parivox.audio import probe, read_blocks, write_blocks
+from parivox.audio import BLOCK, probe, read_blocks, write_blocks
 from parivox.audio_formats import FLOAT_SUBTYPES, check_writable, kept_subtype
 from parivox.enhance import chunk_sizes, full_row
 from parivox.enhance_plan import Job, plan
@@ -19,6 +19,10 @@ from parivox.errors import ConfigError, ParivoxError, printable
 from parivox.rows import Model, RowModel, RowRunner, SharedRunner
 from parivox.spool import Spool
 from parivox.stream import clean_stream, resampled
+
+
+LONGEST_BLOCK = 8
+"""Seconds of sound that are read at a time, at most."""
 
 
 @dataclass(frozen=True)
@@ -248,7 +252,8 @@ def _run(item: _Ready, runner: RowRunner, work: _Work) -> None:
 
 def _original(item: _Ready, options: FileOptions) -> Iterator[np.ndarray]:
     """What is to be cleaned, block by block."""
-    for block in read_blocks(item.job.source):
+    # Where a header says a few Hz, a block of the usual size would be resampled to hours.
+    for block in read_blocks(item.job.source, min(BLOCK, LONGEST_BLOCK * item.rate_in)):
         yield block.mean(axis=0, keepdims=True) if options.mono else block
 
 
