@@ -20,7 +20,6 @@ from parivox.rows import Model, RowModel, RowRunner, SharedRunner
 from parivox.spool import Spool
 from parivox.stream import clean_stream, resampled
 
-
 LONGEST_BLOCK = 8
 """Seconds of sound that are read at a time, at most."""
 

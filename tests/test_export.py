@@ -73,10 +73,6 @@ def check_both(folder: Path, form: exported.ExportFormat, hidden: int, shapes: l
             assert distance >= exported.LEAST_DB, (name, shape, distance)
 
 
-def test_onnx_is_both_backends(tmp_path):
-    check_both(tmp_path, "onnx", 2, [(3, 8403)])
-
-
 # JAX compiles a program for every shape, which takes most of the time of these.
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["onnx", "stablehlo"])
