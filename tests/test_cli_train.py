@@ -144,7 +144,7 @@ class NoBackend:
     """Stands where a backend is opened and must not be used."""
 
     name = "jax"
-    world, data_parallel = World(), 1
+    world, data_parallel, compiles = World(), 1, False
 
     def _refuse(self, *arguments: Any) -> Any:
         raise AssertionError("the backend was used")

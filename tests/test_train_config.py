@@ -85,14 +85,17 @@ LONG_IN_JAX = [pytest.param("jax", marks=pytest.mark.slow), "torch"]
 
 @pytest.mark.parametrize("backend", LONG_IN_JAX, indirect=True)
 def test_accumulation_is_one_update_of_all_rows(backend):
+    # Adam makes a full step of a gradient that is nearly all rounding (some biases are 1e-8 after three updates), so
+    # in float32 single tensors say nothing of the order of the sums. Float64 tells a wrong mean from rounding.
+    backend = get_backend(backend.name, device="cpu", dtype="float64")
     whole, end = run(backend, config_of(1), 3)
-    found, reached = run(backend, config_of(4), 3)  # the ladder has two passes as well
-    limit = bound("training", "float32")
+    found, reached = run(backend, config_of(4), 3)  # the ladder has two passes as well, in float32
+    limit = bound("training", "float64")
     assert reached.step == 3
     assert apart(reached, end) < limit
     for one, other in zip(found, whole, strict=True):
         assert one.loss == pytest.approx(other.loss, rel=limit)
-        assert one.grad_norm == pytest.approx(other.grad_norm, rel=bound("gradients", "float32"))
+        assert one.grad_norm == pytest.approx(other.grad_norm, rel=bound("gradients", "float64"))
         assert one.energy_ratio == pytest.approx(other.energy_ratio, rel=limit)
         assert one.learning_rate == other.learning_rate
 
