@@ -210,7 +210,7 @@ DEEPSPEED_FAULTS: tuple[Fault, ...] = (
         {"torch": _in_ranks("sum")},
     ),
     Fault(
-        "sum over a mesh for its mean",
+        "sum over devices for their mean",
         "devices",
         "float32",
         devices_probe,

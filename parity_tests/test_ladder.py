@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from contextlib import nullcontext
 
 import numpy as np
@@ -21,7 +22,7 @@ from parity_tests import (
     seeded,
     tolerances,
 )
-from parity_tests.ladder import BUNDLED_REFERENCE, Ladder, LadderOptions, run_ladder, rungs_of
+from parity_tests.ladder import BUNDLED_REFERENCE, Finding, Ladder, LadderOptions, run_ladder, rungs_of
 from parity_tests.result import RUNGS, Report, Row, Skipped
 from parity_tests.rungs_signal import distance, peak_error
 from parivox.errors import ConfigError
@@ -31,7 +32,8 @@ pytestmark = pytest.mark.timeout(1500)
 
 @pytest.fixture(scope="module")
 def report() -> Report:
-    return run_ladder(LadderOptions(long=False))
+    # An update in float64 on both backends is in tests/test_replay.py as well; whole trainings are long.
+    return run_ladder(LadderOptions(long=False, float64_training=False))
 
 
 def rows_of(report: Report, rung: str) -> list[Row]:
@@ -50,10 +52,17 @@ def test_rung_holds(report: Report, rung: str) -> None:
     assert not outside, "\n".join(outside)
 
 
+def training_in_float64(ladder: Ladder) -> Iterator[Finding]:
+    """The second goes on from the first."""
+    yield from rungs_training.training_float64(ladder)
+    yield from rungs_training.exchange_float64(ladder)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "climb",
     [
+        training_in_float64,
         rungs_precision.half,
         rungs_precision.accumulation,
         rungs_precision.bfloat16,
