@@ -201,17 +201,24 @@ def _pesq(channel: Channel) -> tuple[float, ...]:
     from pesq import BufferTooShortError, NoUtterancesError, pesq
 
     estimate, reference = channel.pair(SPEECH_RATE)
-    found, reason = [], ""
+    found, reason, end = [], "", 0.0
     for one, other in pieces(estimate, reference, rate=SPEECH_RATE):
-        if not one.any():
-            reason = "the sound is silent"
-            continue
-        try:
-            found.append(float(pesq(SPEECH_RATE, other, one, "wb")))
-        except NoUtterancesError:
-            reason = "PESQ finds no speech"
-        except BufferTooShortError:
-            reason = "PESQ needs 0.25 s of sound"
+        begin, end = end, end + len(one) / SPEECH_RATE
+        if not other.any():
+            reason = "the reference is silent"
+        elif not one.any():
+            # The mean of the other pieces would flatter a sound that has lost one.
+            whole = len(one) == len(estimate)
+            raise UndefinedError(
+                "the sound is silent" + ("" if whole else f" from {begin:.0f} to {end:.0f} s")
+            )
+        else:
+            try:
+                found.append(float(pesq(SPEECH_RATE, other, one, "wb")))
+            except NoUtterancesError:
+                reason = "PESQ finds no speech"
+            except BufferTooShortError:
+                reason = "PESQ needs 0.25 s of sound"
     if not found:
         raise UndefinedError(reason)
     return (float(np.mean(found)),)

@@ -201,6 +201,17 @@ def test_pesq_of_a_long_sound_is_the_mean_of_its_pieces(monkeypatch):
     assert compared("pesq", dirty, clean, 16_000) == pytest.approx(np.mean(singly))
 
 
+def test_pesq_does_not_pass_over_a_piece_that_was_lost(monkeypatch):
+    monkeypatch.setattr(scores, "PIECE_SECONDS", 2.0)
+    clean = voice(4.0, 16_000)
+    lost, paused = noisy(clean), clean.copy()
+    lost[32_000:] = 0
+    paused[32_000:] = 0
+    assert reason("pesq", Channel(lost, 16_000, clean, 16_000)) == "the sound is silent from 2 to 4 s"
+    found = compared("pesq", lost, paused, 16_000)
+    assert found == compared("pesq", lost[:32_000], clean[:32_000], 16_000)
+
+
 @pytest.mark.parametrize("name", ["si_sdr", "pesq", "stoi", "lsd", "mcd", "wer", "speaker"])
 def test_nothing_compares_with_a_silent_reference(name):
     wav = voice()
