@@ -128,8 +128,8 @@ def _late(axis: int) -> Callable[[Callable], Callable]:
     def make(sound: Callable) -> Callable:
         def predict(hidden, layer):
             kernels, biases = sound(hidden, layer)
-            if hasattr(kernels, "detach"):
-                return kernels.roll(1, axis), biases
+            if isinstance(kernels, list):
+                return [kernel.roll(1, axis) for kernel in kernels], biases
             import jax.numpy as jnp
 
             return jnp.roll(kernels, 1, axis), biases
@@ -287,7 +287,7 @@ ENHANCER_FAULTS: tuple[Fault, ...] = (
         vocoder_probe,
         {
             "jax": swap("jax_impl.model.lvc.predict", _late(1)),
-            "torch": swap("torch_impl.model.lvc.predict", _late(-1)),
+            "torch": swap("torch_impl.model.lvc.predict", _late(0)),
         },
         long=True,
     ),

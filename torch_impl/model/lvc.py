@@ -6,6 +6,7 @@ made for one layer at a time: those of a second of sound take 23 MB in the publi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from parivox.enhancer_tables import LVC_DILATIONS, LVC_TAPS, PREDICTOR_PAIRS, PREDICTOR_WIDTH
 from torch_impl.ends import padded
 from torch_impl.model.alias_free import AMPBlock
-from torch_impl.model.conv import Conv1d, ConvTranspose1d, Identity, LeakyReLU, convolve
+from torch_impl.model.conv import Conv1d, ConvTranspose1d, Identity, LeakyReLU
 
 __all__ = ["KernelPredictor", "LVCBlock", "LayerPredictor", "location_variable", "predict"]
 
@@ -66,25 +67,37 @@ class KernelPredictor(nn.Module):
 
 def predict(
     hidden: Float[Tensor, "b d padded"], layer: LayerPredictor
-) -> tuple[Float[Tensor, "b i o k n"], Float[Tensor, "b o n"]]:
-    """Kernels and biases of one layer for n frames, from these and one frame on each side."""
-    biases = convolve(hidden, layer.bias_weight, layer.bias_bias)
-    kernels = convolve(hidden, layer.kernel_weight, layer.kernel_bias)
-    return kernels.unflatten(1, (-1, biases.shape[1], LVC_TAPS)), biases
+) -> tuple[list[Float[Tensor, "frames i o"]], Float[Tensor, "frames o"]]:
+    """Kernels, tap by tap, and biases of one layer for b * n frames, from n of each item and one on each side.
+
+    Each tap's kernels come from rows of the weight of their own, so that none is copied to be multiplied.
+    """
+    patches = hidden.unfold(-1, LVC_TAPS, 1).transpose(1, 2).flatten(2).flatten(0, 1)
+    biases = torch.addmm(layer.bias_bias, patches, layer.bias_weight.flatten(1).T)
+    weights, offsets = (
+        part.unflatten(0, (-1, LVC_TAPS)).unbind(1)
+        for part in (layer.kernel_weight.flatten(1), layer.kernel_bias)
+    )
+    kernels = [
+        torch.addmm(offset, patches, weight.T).unflatten(1, (-1, biases.shape[1]))
+        for weight, offset in zip(weights, offsets, strict=True)
+    ]
+    return kernels, biases
 
 
 def location_variable(
-    x: Float[Tensor, "b i padded"], kernels: Float[Tensor, "b i o k n"], biases: Float[Tensor, "b o n"]
-) -> Float[Tensor, "b o t"]:
-    """Convolve each frame's t / n samples with its own kernel, from these samples and one on each side of all."""
-    length, frames = x.shape[-1] - 2, kernels.shape[-1]
-    parts = [
-        torch.einsum(
-            "bint,bion->bont", x[..., k : k + length].unflatten(-1, (frames, -1)), kernels[:, :, :, k]
-        )
-        for k in range(LVC_TAPS)
-    ]
-    return (sum(parts[1:], parts[0]) + biases[..., None]).flatten(-2)
+    x: Float[Tensor, "b i padded"],
+    kernels: Sequence[Float[Tensor, "frames i o"]],
+    biases: Float[Tensor, "frames o"],
+) -> Float[Tensor, "b n o m"]:
+    """Convolve each frame's m samples with its own kernel, from these samples and one on each side of all."""
+    rows, length = len(x), x.shape[-1] - LVC_TAPS + 1
+    parts = [x[..., k : k + length].unflatten(-1, (len(biases) // rows, -1)) for k in range(LVC_TAPS)]
+    samples = [part.transpose(1, 2).flatten(0, 1) for part in parts]
+    y = torch.baddbmm(biases[..., None], kernels[0].mT, samples[0])
+    for kernel, part in zip(kernels[1:], samples[1:], strict=True):
+        y = y.baddbmm_(kernel.mT, part)
+    return y.unflatten(0, (rows, -1))
 
 
 class LVCBlock(nn.Module):
@@ -105,8 +118,9 @@ class LVCBlock(nn.Module):
         x = self.amp_block(self.convt_pre(x))
         hidden = self.kernel_predictor(condition)
         for convs, layer in zip(self.conv_blocks, self.kernel_predictor.layers(), strict=True):
-            gate, tanh = self._local(convs(x), hidden, layer).chunk(2, dim=1)
-            x = x + torch.sigmoid(gate) * torch.tanh(tanh)
+            gate, tanh = self._local(convs(x), hidden, layer).chunk(2, dim=2)
+            gated = torch.sigmoid(gate) * torch.tanh(tanh)
+            x = x + gated.transpose(1, 2).flatten(2)
         return x
 
     def _local(self, x: Tensor, hidden: Tensor, layer: LayerPredictor) -> Tensor:
