@@ -8,13 +8,15 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Union
 
 import parivox
+from parivox.commands import COMMANDS
 from parivox.errors import ParivoxError, printable
-from parivox.stages import STAGES
 
 DESCRIPTION = """A speech denoiser and enhancer with two interchangeable backends, JAX and PyTorch.
 
 `parivox COMMAND --help` explains a command, `parivox --version` prints the version.
 Start with `parivox demo`."""
+
+HELP = {"-h", "--help"}
 
 
 def parse(argv: Sequence[str]) -> Any:
@@ -23,28 +25,20 @@ def parse(argv: Sequence[str]) -> Any:
     Raises:
         SystemExit: status 0 after `--help`, 2 after wrong usage; tyro has printed what to print.
     """
+    import dataclasses
+
     import tyro
 
-    from parivox import commands
-
-    table = {
-        "train denoiser": commands.TrainDenoiserCommand,
-        "train enhancer-stage1": commands.TrainStage1Command,
-        "train enhancer-stage2": commands.TrainStage2Command,
-        "enhance": commands.EnhanceCommand,
-        "evaluate": commands.EvaluateCommand,
-        "serve": commands.ServeCommand,
-        "convert": commands.ConvertCommand,
-        "export": commands.ExportCommand,
-        "parity": commands.ParityCommand,
-        "doctor": commands.DoctorCommand,
-        "demo": commands.DemoCommand,
-    }
     words = _joined(argv)
+    first = words[:1]
+    # Who asks for help sees one command's options, or none; else each must be there: where an option is misspelt,
+    # tyro says which commands have one of a similar name.
+    only = first if HELP.intersection(words[:2]) else list(COMMANDS)
     choices = []
-    for name, command in table.items():
+    for name, entry in COMMANDS.items():
+        command = entry.load() if name in only else dataclasses.make_dataclass("Other", [])
         # The list of commands has a line for each, the help of a command its whole text.
-        line = None if words[:1] == [name] else (command.__doc__ or "").partition("\n")[0]
+        line = None if first == [name] else entry.about
         choices.append(Annotated[command, tyro.conf.subcommand(name=name, description=line)])
     command_type: Any = Union[tuple(choices)]  # noqa: UP007 (made of a table)
     return tyro.cli(
@@ -69,8 +63,8 @@ def _joined(argv: Sequence[str]) -> list[str]:
     `train` alone, with an option or nothing after it, is the denoiser's; so `train --help` explains that one.
     """
     words = list(argv)
-    if words[:1] == ["train"] and words[1:2] in ([stage] for stage in STAGES):
-        return [f"train {words[1]}", *words[2:]]
+    if " ".join(words[:2]) in COMMANDS:
+        return [" ".join(words[:2]), *words[2:]]
     if words in (["train", "--help"], ["train", "-h"]):
         return ["train denoiser", "--help"]
     return words

@@ -16,9 +16,11 @@ from parity_tests import ladder
 from parity_tests.result import Report, Row
 from parivox import backend, doctor, hub
 from parivox.cli import main
+from parivox.commands import COMMANDS as TABLE
 from parivox.commands import options
 from parivox.doctor import Check
 from parivox.errors import AudioError, ConfigError
+from parivox.stages import STAGES
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = (
@@ -88,21 +90,58 @@ def test_wrong_usage_exits_with_2_and_says_so(capsys, words):
     assert out == "" and err
 
 
-def test_the_process_starts_with_light_modules_alone():
+HEAVY = {
+    *("numpy", "scipy", "soundfile", "soxr", "grain", "matplotlib", "tensorboardX", "jax", "torch", "rich"),
+    *("huggingface_hub", "safetensors", "jaxtyping", "av", "deepspeed"),
+}
+"""What no answer about the command line needs; most take a tenth of a second or more to import."""
+
+
+@pytest.mark.parametrize(
+    ("words", "more"),
+    [
+        (["--version"], {"tyro", "yaml", "dataclasses"}),
+        (["--help"], {"yaml", "parivox.hparams", "parivox.commands.train", "parivox.commands.enhance"}),
+        (["enhance", "--help"], {"yaml", "parivox.hparams", "parivox.commands.train"}),
+        (["train", "denoiser", "--help"], {"parivox.commands.enhance"}),
+    ],
+)
+def test_the_process_starts_with_light_modules_alone(words, more):
     code = """
 import sys
 from parivox.cli import main
 try:
-    main(["train", "denoiser", "--help"])
+    main(sys.argv[1:])
 except SystemExit:
     pass
-print(*{name.partition(".")[0] for name in sys.modules})
+print(*sys.modules)
 """
-    done = command_line("-c", code)
-    heavy = {"numpy", "scipy", "soundfile", "soxr", "grain", "matplotlib", "tensorboardX", "jax", "torch"}
-    heavy.add("huggingface_hub")
+    done = command_line("-c", code, *words)
     assert done.returncode == 0, done.stderr
-    assert not heavy & set(done.stdout.splitlines()[-1].split())
+    loaded = set(done.stdout.splitlines()[-1].split())
+    assert "parivox.commands" in loaded and not (HEAVY | more) & loaded
+
+
+def test_the_list_of_commands_says_what_each_says_of_itself():
+    for name, entry in TABLE.items():
+        command = entry.load()
+        assert command.__name__ == entry.name, name
+        assert command.__doc__.partition("\n")[0] == entry.about, name
+    assert [name.partition(" ")[2] for name in TABLE if name.startswith("train ")] == list(STAGES)
+
+
+def test_help_is_the_same_as_where_every_command_is_there(capsys, monkeypatch):
+    words = ([], ["train"], ["train", "enhancer-stage2"], ["evaluate"])
+    alone = [text_of_help(capsys, *each) for each in words]
+    monkeypatch.setattr("parivox.cli.HELP", set())
+    assert [text_of_help(capsys, *each) for each in words] == alone
+
+
+def test_a_misspelt_option_is_looked_for_in_every_command(capsys):
+    with pytest.raises(SystemExit):
+        main(["enhance", "in.wav", "out.wav", "--max-stps", "3"])
+    err = capsys.readouterr().err
+    assert "--max-steps" in err and "parivox train denoiser --help" in err
 
 
 def test_python_m_parivox_is_the_command():
