@@ -9,6 +9,7 @@ from pathlib import Path
 import soundfile as sf
 
 from parivox.errors import AudioError
+from parivox.listing import file_names
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 """Suffixes that Parivox reads and writes, in lower case."""
@@ -115,11 +116,4 @@ def find_audio(folder: str | Path, suffixes: tuple[str, ...] = AUDIO_SUFFIXES) -
     folder = Path(folder)
     if not folder.is_dir():
         raise AudioError(f"{folder}: is not a folder; check the path")
-    found = [
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in suffixes
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and path.is_file()
-    ]
-    return sorted(found)
+    return [folder / name for name in file_names(folder, suffixes)]

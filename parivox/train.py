@@ -20,6 +20,7 @@ import numpy as np
 from parivox.backend import Backend, StepResult
 from parivox.checkpoint import Checkpoint, save_checkpoint
 from parivox.data import BatchStream, TrainBatch, open_stream, validation_batches
+from parivox.data.index import index_files
 from parivox.errors import NonFiniteError
 from parivox.evaluation import evaluate
 from parivox.features import SAMPLE_RATE
@@ -94,7 +95,8 @@ class _Loop:
                 f"{config.world_size} devices: batch of {config.train_batch_size} = {rows} in a pass x"
                 f" {config.accumulation_steps} passes x {config.world_size} devices; ZeRO stage {config.zero_stage}"
             )
-        self.held_out = validation_batches(hp, seed=self.seed, batch_size=rows, message=say)
+        files = index_files(hp)
+        self.held_out = validation_batches(hp, seed=self.seed, batch_size=rows, files=files, message=say)
         self.skipped |= dict(pair for batch in self.held_out for pair in batch.skipped)
         if self.world.is_main:
             self.log = stack.enter_context(RunLog(self.run.folder, resume_step=self.step))
@@ -103,6 +105,7 @@ class _Loop:
             open_stream(
                 hp,
                 seed=self.seed,
+                files=files,
                 start=self.position,
                 workers=self.options.workers,
                 batch_size=config.train_batch_size // self.world.size,

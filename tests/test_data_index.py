@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +11,23 @@ from parivox.audio_formats import AUDIO_SUFFIXES
 from parivox.data.index import AUDIO_WORDS, index_files, split_held_out
 from parivox.data.workers import available_cpus, worker_count
 from parivox.errors import ConfigError, DataError
+from parivox.listing import PathList
 from tests.data_folder import folders, room, tone
 
-NAMES = tuple(Path("/corpus") / f"speaker{k // 15}" / f"{k:04}.flac" for k in range(60))
+NAMES = tuple(f"speaker{k // 15}/{k:04}.flac" for k in range(60))
+RECORDED = [
+    "speaker1/0017.flac",
+    "speaker1/0020.flac",
+    "speaker1/0021.flac",
+    "speaker1/0023.flac",
+    "speaker2/0033.flac",
+    "speaker2/0039.flac",
+    "speaker3/0049.flac",
+    "speaker3/0052.flac",
+    "speaker3/0054.flac",
+    "speaker3/0055.flac",
+]
+"""The ten of these that the first version held out."""
 
 
 def test_lists_every_folder_sorted_and_without_hidden_files(tmp_path):
@@ -22,7 +37,7 @@ def test_lists_every_folder_sorted_and_without_hidden_files(tmp_path):
     room(tmp_path / "rir" / ".hidden" / "no.npy")
     (tmp_path / "fg" / "notes.txt").write_text("not audio")
     files = index_files(hp)
-    speech = files.train.files + files.held_out.files
+    speech = [*files.train.files, *files.held_out.files]
     assert len(speech) == 15 and (tmp_path / "fg/deeper/still/X.FLAC") in speech
     assert list(files.train.files) == sorted(files.train.files)
     assert files.bg is not None and len(files.bg.files) == 3
@@ -39,23 +54,33 @@ def test_what_only_an_extra_or_cleaning_reads_is_no_training_data(tmp_path):
     assert [f".{word}" for word in AUDIO_WORDS.replace(" or", ",").split(", ")] == list(AUDIO_SUFFIXES)
 
 
+def corpus(folder="/corpus", names=NAMES) -> PathList:
+    return PathList(Path(folder), names)
+
+
 def test_split_holds_out_ten_and_leaks_none():
-    train, held_out = split_held_out(NAMES, Path("/corpus"))
+    train, held_out = split_held_out(corpus())
     assert len(held_out) == 10 and not set(train) & set(held_out)
-    assert sorted(train + held_out) == list(NAMES)
+    assert sorted([*train, *held_out]) == list(corpus())
+    assert list(train) == sorted(train) and list(held_out) == sorted(held_out)
 
 
 def test_split_depends_on_names_below_the_folder_alone():
-    _, held_out = split_held_out(NAMES, Path("/corpus"))
-    moved = tuple(Path("/elsewhere") / path.relative_to("/corpus") for path in NAMES)
-    _, held_out_there = split_held_out(moved, Path("/elsewhere"))
-    assert [p.name for p in held_out] == [p.name for p in held_out_there]
+    held_out, there = (split_held_out(corpus(folder))[1] for folder in ("/corpus", "/elsewhere"))
+    assert list(held_out.names()) == list(there.names())
+
+
+def test_the_ten_are_those_of_the_smallest_digests():
+    """Whoever trains again with a later version must not train on what was held out."""
+    held_out = [name.decode() for name in split_held_out(corpus())[1].names()]
+    assert held_out == sorted(sorted(NAMES, key=lambda name: hashlib.blake2b(name.encode()).digest())[:10])
+    assert held_out == RECORDED
 
 
 def test_removing_training_files_keeps_the_held_out_ones():
-    train, held_out = split_held_out(NAMES, Path("/corpus"))
-    rest = tuple(sorted(held_out + train[::3]))
-    assert split_held_out(rest, Path("/corpus"))[1] == held_out
+    train, held_out = split_held_out(corpus())
+    rest = sorted([*held_out.names(), *(train.name(k) for k in range(0, len(train), 3))])
+    assert split_held_out(PathList(Path("/corpus"), rest))[1] == held_out
 
 
 def test_fewer_than_eleven_speech_files(tmp_path):
@@ -83,7 +108,18 @@ def test_speech_alone_needs_no_other_folder(tmp_path):
     hp = folders(tmp_path, load_fg_only=True).replace(bg_dir=tmp_path / "no", rir_dir=tmp_path / "no")
     files = index_files(hp)
     assert files.bg is None and files.rir is None
-    assert {field for field, _ in files.kinds().values()} == {"fg_dir"}
+    assert files.kind(files.train.files[0]) == ("fg_dir", 14)
+
+
+def test_a_file_counts_in_the_folder_that_it_was_listed_in(tmp_path):
+    hp = folders(tmp_path)
+    files = index_files(hp)
+    assert files.bg is not None and files.rir is not None
+    named = {pool.field: files.kind(pool.files[-1]) for pool in (files.train, files.bg, files.rir)}
+    assert named == {"fg_dir": ("fg_dir", 14), "bg_dir": ("bg_dir", 3), "rir_dir": ("rir_dir", 2)}
+    assert files.kind(files.held_out.files[0]) == ("fg_dir", 14)
+    shared = index_files(hp.replace(bg_dir=tmp_path / "fg"))
+    assert shared.kind(shared.train.files[0]) == ("bg_dir", 14)
 
 
 def test_nj_is_an_upper_bound_and_says_so_once():

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -66,13 +66,12 @@ class BadFiles:
             self._check()
 
     def _check(self) -> None:
-        kinds = self._files.kinds()
-        bad = Counter(kinds[path][0] for path in self.skipped)
-        for path in self.skipped:
-            field, total = kinds[path]
-            if bad[field] > MAX_BAD_SHARE * total:
-                listing = "; ".join(f"{p}: {why}" for p, why in self.skipped.items() if kinds[p][0] == field)
+        kinds = {path: self._files.kind(Path(path)) for path in self.skipped}
+        for field, total in dict.fromkeys(kinds.values()):
+            bad = [path for path, kind in kinds.items() if kind[0] == field]
+            if len(bad) > MAX_BAD_SHARE * total:
+                listing = "; ".join(f"{path}: {self.skipped[path]}" for path in bad)
                 raise DataError(
-                    f"{field}: {bad[field]} of {total} files do not decode, more than {MAX_BAD_SHARE:.0%}; "
+                    f"{field}: {len(bad)} of {total} files do not decode, more than {MAX_BAD_SHARE:.0%}; "
                     f"mend or remove them: {listing}"
                 )

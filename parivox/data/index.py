@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import heapq
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from parivox.audio_formats import find_audio
+from parivox.audio_formats import AUDIO_SUFFIXES
 from parivox.errors import DataError
 from parivox.hparams import EnhancerHParams, HParams
+from parivox.listing import PathList, file_names
 
 HELD_OUT = 10
 """Speech files kept for validation."""
@@ -30,7 +33,7 @@ class ClipPool:
     """
 
     field: str
-    files: tuple[Path, ...]
+    files: Sequence[Path]
 
 
 @dataclass(frozen=True)
@@ -42,13 +45,15 @@ class DataFiles:
     bg: ClipPool | None
     rir: ClipPool | None
 
-    def kinds(self) -> dict[str, tuple[str, int]]:
-        """Path -> (field of its folder, number of files in that folder)."""
-        pools = [pool for pool in (self.bg, self.rir) if pool is not None]
-        sizes = {"fg_dir": len(self.train.files) + len(self.held_out.files)}
-        sizes |= {pool.field: len(pool.files) for pool in pools}
-        every = [self.train, self.held_out, *pools]
-        return {str(path): (pool.field, sizes[pool.field]) for pool in every for path in pool.files}
+    def kind(self, path: Path) -> tuple[str, int]:
+        """(field of the folder that a path was listed in, number of files in that folder).
+
+        Where folders overlap, a file counts as a room before a noise, and as a noise before speech.
+        """
+        for pool in (self.rir, self.bg):
+            if pool is not None and path in pool.files:
+                return pool.field, len(pool.files)
+        return self.train.field, len(self.train.files) + len(self.held_out.files)
 
 
 def index_files(hp: HParams) -> DataFiles:
@@ -57,18 +62,18 @@ def index_files(hp: HParams) -> DataFiles:
     Raises:
         DataError: a folder is missing or holds no file, or there are fewer than 11 speech files.
     """
-    train, held_out = split_held_out(_listing("fg_dir", hp.fg_dir), hp.fg_dir)
+    train, held_out = (ClipPool("fg_dir", files) for files in split_held_out(_listing("fg_dir", hp.fg_dir)))
     if hp.load_fg_only or (isinstance(hp, EnhancerHParams) and hp.lcfm_training_mode == "ae"):
-        return DataFiles(ClipPool("fg_dir", train), ClipPool("fg_dir", held_out), None, None)
+        return DataFiles(train, held_out, None, None)
     bg = ClipPool("bg_dir", _listing("bg_dir", hp.bg_dir))
     rir = ClipPool("rir_dir", _listing("rir_dir", hp.rir_dir))
-    return DataFiles(ClipPool("fg_dir", train), ClipPool("fg_dir", held_out), bg, rir)
+    return DataFiles(train, held_out, bg, rir)
 
 
-def split_held_out(files: tuple[Path, ...], folder: Path) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+def split_held_out(files: PathList) -> tuple[PathList, PathList]:
     """Split speech files into those to train on and the ten to validate on.
 
-    The ten are those whose path below `folder` has the smallest BLAKE2b digest. So the split depends on
+    The ten are those whose name below the folder has the smallest BLAKE2b digest. So the split depends on
     names alone, not on the seed: a file held out once is never trained on by a later run, and adding
     files moves few of them.
 
@@ -80,32 +85,23 @@ def split_held_out(files: tuple[Path, ...], folder: Path) -> tuple[tuple[Path, .
     """
     if len(files) <= HELD_OUT:
         raise DataError(
-            f"fg_dir: {folder} holds {len(files)} speech files, too little data for a validation split; "
+            f"fg_dir: {files.folder} holds {len(files)} speech files, too little data for a validation split; "
             f"put at least {HELD_OUT + 1} there"
         )
-    chosen = set(sorted(files, key=lambda path: (_digest(path, folder), path))[:HELD_OUT])
-    train = tuple(path for path in files if path not in chosen)
-    return train, tuple(path for path in files if path in chosen)
+    digests = ((hashlib.blake2b(name).digest(), index) for index, name in enumerate(files.names()))
+    chosen = sorted(index for _, index in heapq.nsmallest(HELD_OUT, digests))
+    rest = (name for index, name in enumerate(files.names()) if index not in chosen)
+    return PathList(files.folder, rest), PathList(files.folder, map(files.name, chosen))
 
 
-def _digest(path: Path, folder: Path) -> bytes:
-    return hashlib.blake2b(path.relative_to(folder).as_posix().encode("utf-8", "surrogateescape")).digest()
-
-
-def _listing(field: str, folder: Path) -> tuple[Path, ...]:
+def _listing(field: str, folder: Path) -> PathList:
     """The files of a folder, sorted; impulse responses may be .npy too."""
-    words = AUDIO_WORDS + (" or npy" if field == "rir_dir" else "")
+    arrays = field == "rir_dir"
+    words = AUDIO_WORDS + (" or npy" if arrays else "")
     if not folder.is_dir():
         state = "is a file, not a folder" if folder.exists() else "does not exist"
         raise DataError(f"{field}: {folder} {state}; set {field} to a folder of {CONTENTS[field]} ({words})")
-    files = find_audio(folder)
-    if field == "rir_dir":
-        arrays = [path for path in folder.rglob("*") if path.suffix.lower() == ".npy" and path.is_file()]
-        files = sorted([*files, *(path for path in arrays if not _hidden(path, folder))])
+    files = PathList(folder, file_names(folder, (*AUDIO_SUFFIXES, ".npy") if arrays else AUDIO_SUFFIXES))
     if not files:
         raise DataError(f"{field}: {folder} holds no audio; put {CONTENTS[field]} there ({words})")
-    return tuple(files)
-
-
-def _hidden(path: Path, folder: Path) -> bool:
-    return any(part.startswith(".") for part in path.relative_to(folder).parts)
+    return files

@@ -106,6 +106,7 @@ def open_stream(
     hp: HParams,
     *,
     seed: int,
+    files: DataFiles | None = None,
     start: int = 0,
     workers: int | None = None,
     batch_size: int | None = None,
@@ -118,6 +119,7 @@ def open_stream(
     Args:
         hp: folders, crop length, augmentation and mixing.
         seed: 0 to 2^32 - 1; decides every draw.
+        files: of `index_files`, where they are listed already; None lists them.
         start: records of all ranks to leave out, the `position` of a checkpoint; any number of ranks may have made it.
         workers: processes that make the data, taken as it is; 0 is a thread of this process. None takes
             `hp.nj`, capped at the CPUs there are.
@@ -135,14 +137,19 @@ def open_stream(
     if not 0 <= rank < ranks:
         raise ConfigError(f"rank is {rank} of {ranks} ranks; use 0 to {ranks - 1}, and at least one rank")
     require_praat(hp.praat_augment_prob)
-    files = index_files(hp)
+    files = files or index_files(hp)
     count = worker_count(hp.nj, message) if workers is None else workers
     dataset = _dataset(hp, files, seed, start, count, batch_size, rank, ranks)
     return BatchStream(dataset, BadFiles(files, message), start, count, batch_size, ranks)
 
 
 def validation_batches(
-    hp: HParams, *, seed: int, batch_size: int, message: Callable[[str], None] = print
+    hp: HParams,
+    *,
+    seed: int,
+    batch_size: int,
+    files: DataFiles | None = None,
+    message: Callable[[str], None] = print,
 ) -> list[TrainBatch]:
     """The ten held-out files as batches; the same items at every call with the same seed and files.
 
@@ -152,6 +159,7 @@ def validation_batches(
         hp: as for `open_stream`.
         seed: decides crops, noises and mixing weights; not the choice of files.
         batch_size: rows of a batch; the last one is smaller when 10 is not a multiple.
+        files: as for `open_stream`.
         message: gets one line for each file that does not decode.
 
     Raises:
@@ -159,7 +167,7 @@ def validation_batches(
         DataError: as `open_stream`, or more than 5 % of a folder's files do not decode.
     """
     _check(seed, 0, 0, batch_size)
-    files = index_files(hp)
+    files = files or index_files(hp)
     make, bad = ItemMaker(hp, files, validation=True), BadFiles(files, message)
     records = [make(path, np.random.default_rng([seed, k])) for k, path in enumerate(files.held_out.files)]
     batches = []
