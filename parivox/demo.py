@@ -14,12 +14,12 @@ from typing import cast
 
 import numpy as np
 
-from parivox.audio import probe, write_audio
+from parivox.audio import write_audio
 from parivox.backend import BACKENDS, BackendName, installed
 from parivox.commands.train import stage_preset
 from parivox.data import make_demo_data, mix
 from parivox.data.crop import random_crop
-from parivox.data.index import CONTENTS, index_files
+from parivox.data.index import CONTENTS, ClipPool, index_files
 from parivox.demo_report import Curve, Outcome, assemble, losses, print_losses, print_sounds
 from parivox.errors import AudioError, BackendError, ConfigError, DataError, ParivoxError
 from parivox.hparams import WAV_RATE, DenoiserHParams
@@ -211,7 +211,7 @@ def mixture(hp: DenoiserHParams) -> tuple[np.ndarray, np.ndarray]:
     files, rng = index_files(hp), np.random.default_rng(SEED)
     if files.bg is None:
         raise DataError("the demo needs noise; its preset reads speech alone")
-    lengths = {path: _seconds(path) for path in files.held_out.files}
+    lengths = {path: _seconds(files.held_out, path) for path in files.held_out.files}
     longest = max(lengths, key=lambda path: lengths[path])
     frames = round(min(SECONDS, max(lengths[longest], 1.0)) * WAV_RATE)
     clean, _ = random_crop(files.held_out, longest, frames, WAV_RATE, rng, {})
@@ -219,9 +219,9 @@ def mixture(hp: DenoiserHParams) -> tuple[np.ndarray, np.ndarray]:
     return clean, mix(clean, noise, SPEECH_WEIGHT)
 
 
-def _seconds(path: Path) -> float:
+def _seconds(pool: ClipPool, path: Path) -> float:
     try:
-        info = probe(path)
+        info = pool.info(path)
     except AudioError:
         return 0.0  # not the longest; training has named it
     return info.frames / info.rate

@@ -50,25 +50,28 @@ class Run:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep a second training process out of a run folder; the lock goes with the process, however it ends.
+def locked(folder: Path, use: str = "a run folder", work: str = "training") -> Iterator[None]:
+    """Keep a second process out of a folder; the lock goes with the process, however it ends.
+
+    Args:
+        folder: such as a run folder; made when needed.
+        use: what it is for, in messages.
+        work: what a process does there.
 
     Raises:
-        ConfigError: another process trains in this folder, or the folder cannot be made.
+        ConfigError: another process works in this folder, or the folder cannot be made.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
-        raise ConfigError(
-            f"{folder}: cannot be used as a run folder ({error.strerror}); give another"
-        ) from None
+        raise ConfigError(f"{folder}: cannot be used as {use} ({error.strerror}); give another") from None
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ConfigError(
-                f"{folder}: another process is training here; wait for it or use another folder"
+                f"{folder}: another process is {work} here; wait for it or use another folder"
             ) from None
         yield
     finally:

@@ -42,6 +42,11 @@ COMMANDS = {
         "TrainStage2Command",
         "Train the enhancer's flow, and its denoiser, on distorted speech after the first stage.",
     ),
+    "prepare": Entry(
+        "prepare",
+        "PrepareCommand",
+        "Decode a folder of speech or noise once, so that training reads samples and decodes nothing.",
+    ),
     "enhance": Entry(
         "enhance",
         "EnhanceCommand",

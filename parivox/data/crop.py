@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 from jaxtyping import Float
 
-from parivox.audio import AudioInfo, peak_normalize, probe, read_audio, resample
+from parivox.audio import peak_normalize, resample
 from parivox.data.index import ClipPool
 from parivox.errors import AudioError, DataError
 
@@ -119,12 +119,12 @@ def _joined(
     pool: ClipPool, first: Path | None, frames: int, rate: int, rng: np.random.Generator, skips: Skips
 ) -> tuple[Float[np.ndarray, " t"], Path]:
     """One crop, made of several clips where the first is too short; see `random_crop`."""
-    use = functools.partial(_piece, frames=frames, rate=rate, rng=rng)
+    use = functools.partial(_piece, pool=pool, frames=frames, rate=rate, rng=rng)
     piece, source = draw(pool, first, rng, skips, use)
     pieces, path = [piece], source
     have = piece.shape[-1]
     while have < frames and len(pool.files) > 1 and len(pieces) < MAX_PIECES:
-        use = functools.partial(_piece, frames=frames - have, rate=rate, rng=rng)
+        use = functools.partial(_piece, pool=pool, frames=frames - have, rate=rate, rng=rng)
         piece, path = draw(pool, other_file(pool, path, rng), rng, skips, use)
         pieces.append(piece)
         have += piece.shape[-1]
@@ -147,20 +147,16 @@ def join(pieces: list[Float[np.ndarray, " _"]], fade: int) -> Float[np.ndarray, 
     return np.concatenate(out)
 
 
-@functools.lru_cache(maxsize=1 << 16)
-def _info(path: Path) -> AudioInfo:
-    # Each process reads each header once.
-    return probe(path)
-
-
-def _piece(path: Path, frames: int, rate: int, rng: np.random.Generator) -> Float[np.ndarray, " t"]:
+def _piece(
+    path: Path, pool: ClipPool, frames: int, rate: int, rng: np.random.Generator
+) -> Float[np.ndarray, " t"]:
     """At most `frames` samples at `rate` from a random place of a file; only those are decoded."""
-    info = _info(path)
+    info = pool.info(path)
     need = math.ceil(frames * info.rate / rate)
     if info.frames > need:
-        wav, rate_in = read_audio(path, start=int(rng.integers(info.frames - need + 1)), frames=need)
+        wav, rate_in = pool.read(path, start=int(rng.integers(info.frames - need + 1)), frames=need)
     else:
-        wav, rate_in = read_audio(path)
+        wav, rate_in = pool.read(path)
     mono = resample(wav.mean(axis=0), rate_in, rate)[:frames]
     if not mono.size:
         raise AudioError(f"{path}: {info.frames} samples at {info.rate} Hz are too short to use; remove it")

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from parivox.audio_formats import AUDIO_SUFFIXES
+import numpy as np
+from jaxtyping import Float
+
+from parivox.audio import probe, read_audio
+from parivox.audio_formats import AUDIO_SUFFIXES, AudioInfo
+from parivox.data.prepared import Prepared, open_prepared
 from parivox.errors import DataError
 from parivox.hparams import EnhancerHParams, HParams
 from parivox.listing import PathList, file_names
@@ -30,10 +36,39 @@ class ClipPool:
     Attributes:
         field: the hyperparameter that named the folder, for messages.
         files: sorted paths, at least one.
+        prepared: what is read in place of the files, where the folder is a prepared one.
     """
 
     field: str
     files: Sequence[Path]
+    prepared: Prepared | None = None
+
+    def info(self, path: Path) -> AudioInfo:
+        """Rate and length of a clip.
+
+        Raises:
+            AudioError: it does not decode.
+        """
+        return _info(path) if self.prepared is None else self.prepared.info(path)
+
+    def read(
+        self, path: Path, start: int = 0, frames: int | None = None
+    ) -> tuple[Float[np.ndarray, "c t"], int]:
+        """Samples of a clip, all or some, and their rate; see `parivox.audio.read_audio`.
+
+        Raises:
+            AudioError: it does not decode.
+            DataError: prepared data are damaged.
+        """
+        if self.prepared is None:
+            return read_audio(path, start, frames)
+        return self.prepared.read(path, start, frames)
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _info(path: Path) -> AudioInfo:
+    # Each process reads each header once.
+    return probe(path)
 
 
 @dataclass(frozen=True)
@@ -62,11 +97,12 @@ def index_files(hp: HParams) -> DataFiles:
     Raises:
         DataError: a folder is missing or holds no file, or there are fewer than 11 speech files.
     """
-    train, held_out = (ClipPool("fg_dir", files) for files in split_held_out(_listing("fg_dir", hp.fg_dir)))
+    speech, store = _listing("fg_dir", hp.fg_dir)
+    train, held_out = (ClipPool("fg_dir", files, store) for files in split_held_out(speech))
     if hp.load_fg_only or (isinstance(hp, EnhancerHParams) and hp.lcfm_training_mode == "ae"):
         return DataFiles(train, held_out, None, None)
-    bg = ClipPool("bg_dir", _listing("bg_dir", hp.bg_dir))
-    rir = ClipPool("rir_dir", _listing("rir_dir", hp.rir_dir))
+    bg = ClipPool("bg_dir", *_listing("bg_dir", hp.bg_dir))
+    rir = ClipPool("rir_dir", *_listing("rir_dir", hp.rir_dir))
     return DataFiles(train, held_out, bg, rir)
 
 
@@ -94,14 +130,21 @@ def split_held_out(files: PathList) -> tuple[PathList, PathList]:
     return PathList(files.folder, rest), PathList(files.folder, map(files.name, chosen))
 
 
-def _listing(field: str, folder: Path) -> PathList:
-    """The files of a folder, sorted; impulse responses may be .npy too."""
+def _listing(field: str, folder: Path) -> tuple[PathList, Prepared | None]:
+    """The files of a folder, sorted, and what is read in their place; impulse responses may be .npy too."""
     arrays = field == "rir_dir"
     words = AUDIO_WORDS + (" or npy" if arrays else "")
     if not folder.is_dir():
         state = "is a file, not a folder" if folder.exists() else "does not exist"
         raise DataError(f"{field}: {folder} {state}; set {field} to a folder of {CONTENTS[field]} ({words})")
+    prepared = open_prepared(folder)
+    if prepared is not None and arrays:
+        raise DataError(
+            f"{field}: {folder} is a prepared folder; rooms are read from their files, so name those"
+        )
+    if prepared is not None:
+        return prepared.table.files, prepared
     files = PathList(folder, file_names(folder, (*AUDIO_SUFFIXES, ".npy") if arrays else AUDIO_SUFFIXES))
     if not files:
         raise DataError(f"{field}: {folder} holds no audio; put {CONTENTS[field]} there ({words})")
-    return files
+    return files, None
