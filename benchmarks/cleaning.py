@@ -30,6 +30,7 @@ from parivox.chunks import WAV_RATE
 from parivox.cleaner import Cleaner
 from parivox.enhance import chunk_sizes, full_row
 from parivox.enhance_files import enhance_path
+from parivox.heap import return_large_blocks
 from parivox.hparams import EnhancerHParams
 from parivox.loading import Loaded
 from parivox.presets import preset
@@ -68,7 +69,8 @@ def write_sound(path: Path, seconds: float, seed: int = 0) -> None:
 
 
 def peak_here(name: BackendName, task: str, source: Path) -> dict[str, float]:
-    """Peak memory in MB and wall seconds of cleaning one file in this process."""
+    """Peak memory in MB and wall seconds of cleaning one file in this process, as the command does it."""
+    return_large_blocks()
     model, begun = model_of(name, task), time.monotonic()
     with tempfile.TemporaryDirectory(dir=source.parent) as folder:
         enhance_path(source, Path(folder) / "out.wav", model)
@@ -89,6 +91,7 @@ class Programs(logging.Handler):
 
 def folder_here(name: BackendName, task: str, folder: Path) -> dict[str, float]:
     """Seconds for a folder and for one file as long, each after a first pass, and programs compiled."""
+    return_large_blocks()
     model, counter = model_of(name, task), Programs()
     if name == "jax":
         import jax

@@ -121,8 +121,10 @@ class EnhanceCommand:
         """Load the model and clean; returns the exit status."""
         from parivox.cleaner import load
         from parivox.enhance_files import enhance_path
+        from parivox.heap import return_large_blocks
         from parivox.progress import EnhanceProgress
 
+        return_large_blocks()
         tell = Lines(ends.named)
         cleaner = load(
             self.model,

@@ -58,11 +58,13 @@ class ServeCommand:
     def run(self) -> int:
         """Serve until SIGINT or SIGTERM; returns the exit status."""
         from parivox.cleaner import load
+        from parivox.heap import return_large_blocks
         from parivox.serve.access import bind, credentials
         from parivox.serve.limits import Limits
         from parivox.serve.server import ended_by_sigterm, make_app, require_gradio, serve, workspace
         from parivox.serve.sessions import Sessions
 
+        return_large_blocks()
         limits = Limits(self.max_megabytes, self.max_seconds, self.max_queue)
         auth = credentials(self.auth, self.auth_file, self.host)
         with ended_by_sigterm(), bind(self.host, self.port) as bound, workspace() as folder:
