@@ -36,14 +36,19 @@ class GroupNorm(nn.GroupNorm):
         last = ends(x.shape[-1])
         if last is None:
             return super().forward(x)
-        shape = x.shape[0], self.num_groups, -1  # which an exporter can follow; len(x) it cannot
+        shape = x.shape[0], self.num_groups, -1, x.shape[-1]  # which an exporter can follow; len(x) it cannot
         values = kept(x).reshape(shape)
-        count = (values.shape[-1] // x.shape[-1] * last)[:, None, None]
-        centred = kept((values - values.sum(-1, keepdim=True) / count).reshape(x.shape)).reshape(shape)
-        variance = (centred**2).sum(-1, keepdim=True) / count
+        count = (values.shape[2] * last)[:, None, None, None]
+        centred = kept((values - _total(values) / count).reshape(x.shape)).reshape(shape)
+        variance = _total(centred**2) / count
         y = (centred * torch.rsqrt(variance + self.eps)).reshape(x.shape)
         weight, bias = (part.reshape(-1, *(1,) * (x.ndim - 2)) for part in (self.weight, self.bias))
         return y * weight + bias
+
+
+def _total(x: Float[Tensor, "b g m n"]) -> Float[Tensor, "b g 1 1"]:
+    # In two stages: onnxruntime adds one number after another, which over a million of them leaves four digits.
+    return x.sum(-1, keepdim=True).sum(-2, keepdim=True)
 
 
 class GELU(nn.GELU):
