@@ -5,6 +5,7 @@
 #   make test                  lint and tests          make test-slow   the long tests
 #   make lint                  ruff and pyright        make bench       benchmarks, as JSON
 #   make setup                 only the environment    make clean       remove what was made
+#   make plan                  the table of docs/tpu.md, compiled anew: hours
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -14,6 +15,7 @@ PYTHON ?= python3
 VENV ?= .venv
 DATA ?=
 OUT ?= demo-out
+PLAN_ARGS ?=
 # Two processes; a file stays in one, since its tests share what is slow to make. The order is that of conftest.py.
 PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 
@@ -22,7 +24,7 @@ STAMP := $(VENV)/.parivox-installed
 BUILD_LOG := $(VENV)/deepspeed-build.log
 PIP_INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
-.PHONY: help setup demo test test-slow lint bench deepspeed-ops constraints clean distclean
+.PHONY: help setup demo test test-slow lint bench plan deepspeed-ops constraints clean distclean
 
 help:
 	@sed -n '/^$$/q; s/^# \{0,1\}//p' Makefile
@@ -44,6 +46,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PIP_INSTALL) -e '.[torch,deepspeed]'
 	@echo "[4/4] the test and lint tools"
 	@$(PIP_INSTALL) -e '.[changed,dev]'
+# libtpu lies beside the environment, for the tests and make plan: inside, JAX would look for a TPU at every start.
+	@if [ "$$(uname -sm)" = "Linux x86_64" ]; then $(PIP_INSTALL) --no-deps --upgrade --target $(VENV)/plan libtpu; fi
 	@touch $@
 	@echo "Environment ready."
 
@@ -93,13 +97,17 @@ bench: $(STAMP)
 	@$(start_build); $(await_build); \
 	$(BIN)/python -m benchmarks
 
+# PLAN_ARGS="--only denoise --topology v5e:2x2" compiles some cells and keeps the others.
+plan: $(STAMP)
+	@PYTHONPATH=$(abspath $(VENV))/plan $(BIN)/python -m benchmarks.plan $(PLAN_ARGS)
+
 # How constraints.txt is made: the newest versions that fit pyproject.toml, from a clean environment.
 # A local version ("+cpu" of a torch wheel) is left out, so that any build of that version fits.
 constraints:
 	@echo "Resolving a clean environment: several minutes."
 	@folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
 	$(PYTHON) -m venv "$$folder/venv"; \
-	"$$folder/venv/bin/python" -m pip install -qq --disable-pip-version-check --no-compile '.[jax,torch,deepspeed,praat,media,metrics,changed,ui,export,dev]'; \
+	"$$folder/venv/bin/python" -m pip install -qq --disable-pip-version-check --no-compile '.[jax,torch,deepspeed,praat,media,metrics,changed,ui,export,plan,dev]'; \
 	{ echo "# Every package of the environment that make sets up. Made by: make constraints"; \
 	  "$$folder/venv/bin/python" -m pip freeze --exclude parivox | sed -E 's/\+[A-Za-z0-9.]+$$//'; \
 	} >"$$folder/constraints.txt"; \

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +35,18 @@ EnhancerModel = Callable[..., np.ndarray]
 """(x, prior, noise, tau, blend, method, nfe, lengths) on the host -> enhanced (b, u) there; see `Backend.enhance`."""
 
 
+def denoiser_program(hidden: int, precision: Precision, device: str) -> Any:
+    """The denoiser, to be compiled for `cpu`, `gpu` or `tpu`: (params, x, lengths) -> denoised (b, t)."""
+    graph, _ = abstract_denoiser(hidden)
+
+    @jax.jit
+    def forward(params: Params, x: jax.Array, lengths: jax.Array | None) -> jax.Array:
+        with arithmetic(precision, device), ending(lengths, x.shape[1]):
+            return bind(graph, params)(_kept(x))
+
+    return forward
+
+
 def load_denoiser(
     arrays: Mapping[str, np.ndarray],
     hidden: int = 16,
@@ -45,14 +58,8 @@ def load_denoiser(
     Raises:
         CheckpointError: listing tensors that are missing, extra or misshapen.
     """
-    graph, _ = abstract_denoiser(hidden)
     params = from_arrays(arrays, hidden, jnp.dtype(dtype))
-    device = platform(params)
-
-    @jax.jit
-    def forward(params: Params, x: jax.Array, lengths: jax.Array | None) -> jax.Array:
-        with arithmetic(precision, device), ending(lengths, x.shape[1]):
-            return bind(graph, params)(_kept(x))
+    forward = denoiser_program(hidden, precision, platform(params))
 
     def denoise(
         x: Float[np.ndarray, "b t"], lengths: Int[np.ndarray, " b"] | None = None
@@ -60,6 +67,26 @@ def load_denoiser(
         return np.asarray(forward(params, jnp.asarray(x, dtype), _counts(lengths)))
 
     return denoise
+
+
+def enhancer_program(hp: EnhancerHParams, precision: Precision, device: str) -> Any:
+    """The enhancer, to be compiled: (folded params, buffers, x, inputs, lengths, method, nfe) -> enhanced (b, u)."""
+    graph, _, _ = abstract_enhancer(hp, folded=True)
+
+    @partial(jax.jit, static_argnames=("method", "nfe"))
+    def forward(
+        params: Params,
+        buffers: Params,
+        x: jax.Array,
+        inputs: dict[str, jax.Array],
+        lengths: jax.Array | None,
+        method: Solver,
+        nfe: int,
+    ) -> jax.Array:
+        with arithmetic(precision, device), ending(lengths, x.shape[1]):
+            return bind_enhancer(graph, params, buffers)(_kept(x), **inputs, method=method, nfe=nfe)
+
+    return forward
 
 
 def load_enhancer(
@@ -82,23 +109,9 @@ def load_enhancer(
     Raises:
         CheckpointError: listing tensors that are missing, extra or misshapen.
     """
-    graph, _, _ = abstract_enhancer(hp, folded=True)
     params, buffers = enhancer_from_arrays(arrays, hp, jnp.dtype(dtype))
     params = fold(params)
-    device = platform(params)
-
-    @partial(jax.jit, static_argnames=("method", "nfe"))
-    def forward(
-        params: Params,
-        buffers: Params,
-        x: jax.Array,
-        inputs: dict[str, jax.Array],
-        lengths: jax.Array | None,
-        method: Solver,
-        nfe: int,
-    ) -> jax.Array:
-        with arithmetic(precision, device), ending(lengths, x.shape[1]):
-            return bind_enhancer(graph, params, buffers)(_kept(x), **inputs, method=method, nfe=nfe)
+    forward = enhancer_program(hp, precision, platform(params))
 
     def enhance(
         x: Float[np.ndarray, "b t"],

@@ -58,13 +58,15 @@ def _run(argv: list[str]) -> int:
 
 
 def _joined(argv: Sequence[str]) -> list[str]:
-    """`train denoiser` as one word: each thing that can be trained has options of its own.
+    """`train denoiser` as one word: each thing that can be trained has options of its own, and can be planned.
 
     `train` alone, with an option or nothing after it, is the denoiser's; so `train --help` explains that one.
     """
     words = list(argv)
     if " ".join(words[:2]) in COMMANDS:
         return [" ".join(words[:2]), *words[2:]]
+    if words[:1] == ["plan"] and " ".join(words[1:3]) in COMMANDS:
+        return ["plan", " ".join(words[1:3]), *words[3:]]
     if words in (["train", "--help"], ["train", "-h"]):
         return ["train denoiser", "--help"]
     return words

@@ -53,6 +53,7 @@ EXTRAS: dict[str, tuple[tuple[str, str], ...]] = {
     "changed": (("pocketsphinx", "pocketsphinx"), ("jiwer", "jiwer"), ("Resemblyzer", "resemblyzer")),
     "ui": (("gradio", "gradio"),),
     "export": (("onnx", "onnx"), ("onnxruntime", "onnxruntime"), ("flatbuffers", "flatbuffers")),
+    "plan": (("libtpu", "libtpu"),),
 }
 """Extra -> (distribution, module) of each package it adds."""
 
@@ -66,6 +67,7 @@ PURPOSES = {
     "changed": "word error and speaker similarity in `parivox evaluate`",
     "ui": "the web page of `parivox serve`",
     "export": "`parivox export`",
+    "plan": "`parivox plan` for TPUs",
 }
 
 _JAX_PROBE = """

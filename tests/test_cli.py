@@ -29,6 +29,7 @@ COMMANDS = (
     ("enhance",),
     ("convert",),
     ("parity",),
+    ("plan",),
     ("doctor",),
     ("demo",),
 )

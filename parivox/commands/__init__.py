@@ -75,6 +75,11 @@ COMMANDS = {
         "ParityCommand",
         "Show, number by number, that both backends compute the same on this machine.",
     ),
+    "plan": Entry(
+        "plan",
+        "PlanCommand",
+        "Compile a command for TPUs that are not here: memory, work, exchange between chips, and an estimate of its time.",
+    ),
     "doctor": Entry(
         "others",
         "DoctorCommand",
