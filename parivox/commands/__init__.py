@@ -78,7 +78,7 @@ COMMANDS = {
     "plan": Entry(
         "plan",
         "PlanCommand",
-        "Compile a command for TPUs that are not here: memory, work, exchange between chips, and an estimate of its time.",
+        "Compile a command for TPUs that are not here: memory, work, exchange between chips, estimated time.",
     ),
     "doctor": Entry(
         "others",

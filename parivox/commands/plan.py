@@ -33,7 +33,7 @@ ROWS = {"cpu": 1, "tpu": 4}
 
 @dataclass(frozen=True)
 class PlanCommand:
-    """Compile a command for TPUs that are not here: memory, work, exchange between chips, and an estimate of its time.
+    """Compile a command for TPUs that are not here: memory, work, exchange between chips, estimated time.
 
     The compiler is the real one, so it takes minutes and gigabytes; no weights are made and nothing is run.
 
