@@ -18,7 +18,7 @@ def return_large_blocks() -> bool:
     """Give each large block of this process back to the system when it is freed.
 
     Left alone, glibc learns to keep blocks of up to 32 MB for later. Those of a network come in many sizes and leave
-    gaps that the next ones do not fill: the peak of ten chunks was a fifth above that of the first one, and rose. The
+    gaps that the next ones do not fill: the peak of ten chunks was a sixth above that of the first one. The
     price is that the system clears each block's pages anew. `MALLOC_MMAP_THRESHOLD_` in the environment goes first.
 
     Returns:
