@@ -7,17 +7,11 @@ same process, and to the other backend. The median of several repetitions is pri
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
-import statistics
-import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.machine import machine, matrix_peak, timed, write_results
 from parivox.backend import BACKENDS, Backend, TrainArrays, get_backend, installed
 from parivox.features import SAMPLE_RATE
 from parivox.hparams import DenoiserHParams
@@ -25,25 +19,6 @@ from parivox.weights import initial_denoiser
 
 GFLOP_PER_SECOND_OF_AUDIO = 45.0
 """Arithmetic of the full-width denoiser forward; a training step takes about three times as much."""
-
-REPEATS = 5
-
-
-def timed(work: Callable[[], object], repeats: int = REPEATS) -> dict[str, float]:
-    """Median, minimum and maximum of several runs in seconds, after one that is not counted."""
-    work()
-    took = []
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        work()
-        took.append(time.perf_counter() - begin)
-    return {"median": statistics.median(took), "min": min(took), "max": max(took)}
-
-
-def matrix_peak(size: int = 2048) -> float:
-    """GFLOP/s of a float32 matrix product in NumPy, the best of several."""
-    a = np.ones((size, size), np.float32)
-    return 2 * size**3 / timed(lambda: a @ a, 8)["min"] / 1e9
 
 
 def denoiser(backend: Backend, seconds: float) -> dict[str, float]:
@@ -70,16 +45,8 @@ def training(backend: Backend, seconds: float, rows: int) -> dict[str, float]:
 
 def measure(seconds: float = 2.0, rows: int = 2, crop: float = 0.5) -> dict:
     """Everything, with the machine it was measured on."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
     found: dict = {
-        "machine": {
-            "cpus": os.cpu_count(),
-            "platform": platform.platform(),
-            "python": platform.python_version(),
-        },
-        "commit": commit,
+        "machine": machine(),
         "peak_gflops": matrix_peak(),
         "backends": {},
     }
@@ -129,7 +96,7 @@ def main() -> None:
             f"jax / torch: denoise {forward:.2f}, training step {step:.2f} (time, so below 1 jax is faster)"
         )
     if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        write_results(arguments.json, found)
 
 
 if __name__ == "__main__":

@@ -11,18 +11,17 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
-import platform
 import re
 import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.machine import RESULTS as FOLDER
+from benchmarks.machine import machine, write_results
 from benchmarks.vocoder_memory import resident
 from parivox.audio import write_blocks
 from parivox.backend import BACKENDS, BackendName, get_backend, installed
@@ -38,7 +37,7 @@ from parivox.rows import RowModel, bucket_lengths
 from parivox.sampling import Sampling
 from parivox.weights_enhancer import initial_enhancer
 
-RESULTS = Path(__file__).parent / "results" / "cleaning.json"
+RESULTS = FOLDER / "cleaning.json"
 TASKS = ("denoise", "enhance")
 SHORT, LONG = 120.0, 7200.0
 FILES, LONGEST = 40, 20.0
@@ -172,12 +171,7 @@ def main() -> None:
         print(json.dumps((peak_here if what == "memory" else folder_here)(name, task, Path(path))))
         return
     found: dict = json.loads(given.json.read_text()) if given.json.exists() else {}
-    found["machine"] = {
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-        "cpus": os.cpu_count(),
-        "versions": {name: version(name) for name in BACKENDS if installed(name)},
-    }
+    found["machine"] = machine()
     with tempfile.TemporaryDirectory() as place:
         for name in filter(installed, BACKENDS):
             for task in TASKS:
@@ -186,8 +180,7 @@ def main() -> None:
                     for what, measure in (("folder", folder), ("memory", memory)):
                         if given.only in (None, what):
                             row[what] = measure(name, task, Path(place))
-                            given.json.parent.mkdir(parents=True, exist_ok=True)
-                            given.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+                            write_results(given.json, found)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import argparse
 import cProfile
-import json
 import os
-import platform
 import pstats
 import resource
 import statistics
@@ -27,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.machine import machine, write_results
 from parivox.audio import read_audio, resample, write_audio
 from parivox.data import make_demo_data, open_stream
 from parivox.data.dataset import ItemMaker
@@ -193,8 +192,7 @@ def start_up(repeats: int = 9) -> dict[str, float]:
 
 def measure(items: int, files: int, counts: list[int]) -> dict:
     """Everything, with the machine it was measured on."""
-    machine = {"cpus": os.cpu_count(), "platform": platform.platform(), "python": platform.python_version()}
-    found: dict = {"machine": machine, "start_up": start_up(), "items": items, "presets": {}}
+    found: dict = {"machine": machine(), "start_up": start_up(), "items": items, "presets": {}}
     for name, seconds in found["start_up"].items():
         print(f"{name:30} {seconds:.2f} s of processor time", flush=True)
     with tempfile.TemporaryDirectory() as root:
@@ -252,8 +250,7 @@ def main() -> None:
     given = parser.parse_args()
     found = measure(given.items, given.list, given.workers)
     if given.json:
-        given.json.parent.mkdir(parents=True, exist_ok=True)
-        given.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        write_results(given.json, found)
 
 
 if __name__ == "__main__":

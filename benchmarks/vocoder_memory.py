@@ -8,17 +8,16 @@ the shortest length without tiles of time too.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import re
 import subprocess
 import sys
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.machine import RESULTS as FOLDER
+from benchmarks.machine import machine, write_results
 from parivox.backend import BACKENDS, BackendName, installed
 from parivox.enhancer_tables import FRAME, TAIL, TILE, VOCODER_NOISE
 from parivox.features import SAMPLE_RATE
@@ -28,7 +27,7 @@ from parivox.weights_enhancer import initial_enhancer
 # Everything but the vocoder is as narrow as it can be, so that loading it takes little.
 HP = EnhancerHParams(irmae_hidden_dim=32, wn_hidden_dim=4, wn_layers=1)
 SECONDS = (10.0, 60.0)
-RESULTS = Path(__file__).parent / "results" / "vocoder_memory.json"
+RESULTS = FOLDER / "vocoder_memory.json"
 ALLOWED = 1.2
 """The longest sound's peak may be so many times that of the shortest."""
 
@@ -126,12 +125,11 @@ def main() -> None:
         name, seconds, tile = given.here
         print(measure_here(name, float(seconds), int(tile) if tile else None))
         return
-    found: dict = {"machine": {"platform": platform.platform(), "python": platform.python_version()}}
-    found |= {"tile_frames": TILE, "backends": {}}
+    found: dict = {"machine": machine(), "tile_frames": TILE, "backends": {}}
     for name in filter(installed, BACKENDS):
         peaks = {f"{seconds:g}": measure(name, seconds, TILE) for seconds in SECONDS}
         ratio = peaks[f"{SECONDS[-1]:g}"] / peaks[f"{SECONDS[0]:g}"]
-        row = {"version": version(name), "peak_mb": peaks, "ratio": ratio}
+        row: dict = {"peak_mb": peaks, "ratio": ratio}
         told = ", ".join(f"{seconds} s {peak:.0f} MB" for seconds, peak in peaks.items())
         verdict = "flat" if ratio <= ALLOWED else "GROWS"
         print(f"{name:6} {told}: {ratio:.2f} times, {verdict}", flush=True)
@@ -139,8 +137,7 @@ def main() -> None:
             row["whole_mb"] = {f"{SECONDS[0]:g}": measure(name, SECONDS[0], None)}
             print(f"{name:6} {SECONDS[0]:g} s in one piece: {row['whole_mb'][f'{SECONDS[0]:g}']:.0f} MB")
         found["backends"][name] = row
-    given.json.parent.mkdir(parents=True, exist_ok=True)
-    given.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    write_results(given.json, found)
 
 
 if __name__ == "__main__":
