@@ -37,7 +37,7 @@ __all__ = [
     "stft",
 ]
 
-BLOCK = 96
+BLOCK = 48
 """Frames that a CPU transforms at once: what one operation hands to the next then stays in its cache."""
 
 

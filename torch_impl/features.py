@@ -38,7 +38,7 @@ __all__ = [
     "stft",
 ]
 
-BLOCK = 96
+BLOCK = 48
 """Frames that a core transforms at once: what one operation hands to the next then stays in its cache."""
 
 
