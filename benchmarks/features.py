@@ -2,9 +2,10 @@
 
 The model's mel spectrogram and the denoiser's STFT in float32, of one sound of 30 s and of 32 of 3 s, on one core by
 its processor time and on all of them by the clock, a process for each backend. The contenders take turns, so that
-other work on the machine meets them all, and what is told is the median of each turn's ratio. A plain form is what
-one writes first: `torch.stft`, or a gather and `jnp.fft.rfft`, and a product with the whole filter bank. The other
-libraries' mel spectrograms are let off pre-emphasis and logarithm. A library that is not here is left out.
+other work on the machine meets them all. What is told is the median of each turn's ratio and, in brackets, the ratio
+of the fastest turns, which other work touched least. A plain form is what one writes first: `torch.stft`, or a gather
+and `jnp.fft.rfft`, and a product with the whole filter bank. The other libraries' mel spectrograms are let off
+pre-emphasis and logarithm. A library that is not here is left out.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,7 +29,7 @@ import numpy as np
 
 from parity_tests import seeded
 from parity_tests.rungs_signal import peak_error
-from parivox.backend import installed
+from parivox.backend import BackendName, installed
 from parivox.features import (
     DENOISER_STFT,
     SAMPLE_RATE,
@@ -39,9 +41,9 @@ from parivox.features import (
 )
 
 SHAPES = {"1 x 30 s": (1, 30), "32 x 3 s": (32, 3)}
-ROUNDS = 7
-SLOW, SLOW_ROUNDS = 0.5, 2
-"""Whoever takes so many seconds has fewer turns."""
+ROUNDS = {"1 x 30 s": 9, "32 x 3 s": 3}
+SLOW, SLOW_ROUNDS = 0.25, 2
+"""Whoever takes so many seconds for each 30 s of sound has fewer turns."""
 
 MEL, STFT = MelSpec(), DENOISER_STFT
 BLOCK = 48
@@ -62,7 +64,7 @@ def torch_work(x: np.ndarray, threads: int) -> Iterator[tuple[str, str, Work]]:
     bank = torch.from_numpy(np.float32(mel_filter_bank()))
 
     def plain_stft(x: torch.Tensor, spec: Any) -> torch.Tensor:
-        words = {"window": windows[spec], "pad_mode": spec.pad_mode, "return_complex": True}
+        words: Any = {"window": windows[spec], "pad_mode": spec.pad_mode, "return_complex": True}
         return torch.stft(x, spec.n_fft, spec.hop, **words)
 
     def plain_mel() -> torch.Tensor:
@@ -88,7 +90,7 @@ def torch_work(x: np.ndarray, threads: int) -> Iterator[tuple[str, str, Work]]:
     yield "stft", "torch, rfft alone", lambda: transforms(ready)
     yield "stft", "torch, rfft alone in float64", lambda: transforms(wide)
     if find_spec("nnAudio"):
-        from nnAudio import features as nn_audio
+        nn_audio: Any = import_module("nnAudio.features")
 
         words = {"sr": SAMPLE_RATE, "hop_length": MEL.stft.hop, "verbose": False}
         mel = nn_audio.MelSpectrogram(**words, n_mels=MEL.num_mels, power=1.0, pad_mode="constant")
@@ -135,7 +137,7 @@ def jax_work(x: np.ndarray, _: int) -> Iterator[tuple[str, str, Work]]:
         ready(lambda x: x[0, 0] + jnp.zeros(shape, "c8")),
     )
     if find_spec("librosax"):
-        import librosax
+        librosax: Any = import_module("librosax")
 
         words = {"n_fft": 2048, "hop_length": 420, "n_mels": 128, "power": 1.0, "pad_mode": "constant"}
         yield (
@@ -164,10 +166,13 @@ def librosa_work(x: np.ndarray, _: int) -> Iterator[tuple[str, str, Work]]:
     )
 
 
-WORK = {"torch": torch_work, "jax": jax_work}
+WORK: dict[BackendName, Callable[[np.ndarray, int], Iterator[tuple[str, str, Work]]]] = {
+    "torch": torch_work,
+    "jax": jax_work,
+}
 
 
-def contenders(x: np.ndarray, backend: str, threads: int) -> Iterator[tuple[str, str, Work]]:
+def contenders(x: np.ndarray, backend: BackendName, threads: int) -> Iterator[tuple[str, str, Work]]:
     """Those of one backend, and librosa."""
     yield from WORK[backend](x, threads)
     if find_spec("librosa"):
@@ -175,19 +180,19 @@ def contenders(x: np.ndarray, backend: str, threads: int) -> Iterator[tuple[str,
 
 
 def timed(
-    works: dict[tuple[str, str], Work], clock: Callable[[], float]
+    works: dict[tuple[str, str], Work], clock: Callable[[], float], rounds: int, slow_from: float
 ) -> dict[tuple[str, str], list[float]]:
     """Seconds of each in each round; they take turns, and a first round is not counted."""
     took: dict[tuple[str, str], list[float]] = {key: [] for key in works}
     slow = set()
-    for turn in range(-1, ROUNDS):
+    for turn in range(-1, rounds):
         for key, work in works.items():
             if key in slow and turn >= SLOW_ROUNDS:
                 continue
             begin = clock()
             work()
             seconds = clock() - begin
-            if turn < 0 and seconds > SLOW:
+            if turn < 0 and seconds > slow_from:
                 slow.add(key)
             if turn >= 0:
                 took[key].append(seconds)
@@ -207,7 +212,7 @@ def errors(x: np.ndarray, works: dict[tuple[str, str], Work]) -> dict[str, dict[
     }
 
 
-def measure_here(backend: str, threads: int) -> dict:
+def measure_here(backend: BackendName, threads: int) -> dict:
     """One backend on so many threads in this process."""
     # Before the libraries start their threads. JAX takes as many as there are cores that it may run on.
     if threads == 1 and hasattr(os, "sched_setaffinity"):
@@ -218,7 +223,7 @@ def measure_here(backend: str, threads: int) -> dict:
         x = np.tile(seeded.signal(0, min(rows, 4), seconds * SAMPLE_RATE), (-(-rows // 4), 1))[:rows]
         works = {(what, who): work for what, who, work in contenders(x, backend, threads)}
         row = found["shapes"][name] = {"audio_seconds": rows * seconds, "seconds": {"mel": {}, "stft": {}}}
-        for (what, who), took in timed(works, clock).items():
+        for (what, who), took in timed(works, clock, ROUNDS[name], SLOW * rows * seconds / 30).items():
             row["seconds"][what][who] = took
         if rows == 1:
             row["error_of_peak"] = errors(x, works)
@@ -235,9 +240,9 @@ def measure(backend: str, threads: int) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def ratio(other: list[float], ours: list[float]) -> float:
-    """How many times as long another one took, the median over the rounds that both had."""
-    return statistics.median(a / b for a, b in zip(other, ours, strict=False))
+def ratios(other: list[float], ours: list[float]) -> tuple[float, float]:
+    """How many times as long another one took: the median of the rounds that both had; the fastest of each."""
+    return statistics.median(a / b for a, b in zip(other, ours, strict=False)), min(other) / min(ours)
 
 
 def tell(found: dict) -> None:
@@ -247,9 +252,9 @@ def tell(found: dict) -> None:
         for what, took in row["seconds"].items():
             who = found["backend"]
             middle = statistics.median(took[who])
-            others = {name: ratio(seconds, took[who]) for name, seconds in took.items() if name != who}
+            others = {name: ratios(seconds, took[who]) for name, seconds in took.items() if name != who}
             row.setdefault("times_as_long", {})[what] = others
-            told = ", ".join(f"{name} {times:.2f}" for name, times in others.items())
+            told = ", ".join(f"{name} {one:.2f} ({best:.2f})" for name, (one, best) in others.items())
             speed = row["audio_seconds"] / middle
             print(
                 f"  {what:4} {shape}: {1e3 * middle:.0f} ms, {speed:.0f} x real time; times as long: {told}"
