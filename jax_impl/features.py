@@ -6,6 +6,7 @@ float64 oracle they are compared with.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -14,7 +15,15 @@ import numpy as np
 from jaxtyping import Array, Complex, Float
 
 from jax_impl.ends import ends, padded
-from parivox.features import NORMALIZE_EPS, SAMPLE_RATE, MelSpec, StftSpec, hann_window, mel_filter_bank
+from parivox.features import (
+    NORMALIZE_EPS,
+    SAMPLE_RATE,
+    MelSpec,
+    StftSpec,
+    hann_window,
+    mel_bands,
+    mel_filter_bank,
+)
 
 __all__ = [
     "MelTables",
@@ -27,6 +36,9 @@ __all__ = [
     "spectra",
     "stft",
 ]
+
+BLOCK = 48
+"""Frames that a CPU transforms at once: what one operation hands to the next then stays in its cache."""
 
 
 class MelTables(NamedTuple):
@@ -77,12 +89,16 @@ def stft(
     Raises:
         ValueError: reflect padding needs more than n_fft // 2 samples.
     """
-    half = spec.n_fft // 2
-    if spec.pad_mode == "reflect" and x.shape[-1] <= half:
-        raise ValueError(f"reflect padding needs more than {half} samples, got {x.shape[-1]}")
-    wide = padded(x[..., None], half, half, spec.pad_mode)[..., 0]
+    wide = _centred(x, spec)
     table = hann_window(spec.n_fft) if window is None else window
-    return spectra(frame(wide, spec.n_fft, spec.hop), table).swapaxes(1, 2)
+
+    def whole(wide: Array) -> Array:
+        return spectra(frame(wide, spec.n_fft, spec.hop), table).swapaxes(1, 2)
+
+    def blocks(wide: Array) -> Array:
+        return _by_blocks(lambda part: _double(part, table).swapaxes(0, 1), wide, spec)
+
+    return _blocks_on_cpu(blocks, whole, wide)
 
 
 def istft(z: Complex[Array, "b f n"], spec: StftSpec) -> Float[Array, "b t"]:
@@ -119,12 +135,27 @@ def mel_spectrogram(
 ) -> Float[Array, "b m n"]:
     """Normalised log-mel spectrogram, all n = 1 + t // hop frames (the models drop the last)."""
     x = x - spec.preemphasis * jnp.pad(x, ((0, 0), (1, 0)))[:, :-1]
-    magnitude = jnp.abs(stft(x, spec.stft, tables.window if tables else None))
+    wide = _centred(x, spec.stft)
+    window = tables.window if tables else hann_window(spec.stft.n_fft)
     bank = tables.bank if tables else mel_filter_bank(SAMPLE_RATE, spec.stft.n_fft, spec.num_mels)
     floor = tables.magnitude_min if tables else spec.magnitude_min
-    mel = jnp.einsum(
-        "bfn,fm->bmn", magnitude, jnp.asarray(bank, x.dtype), precision=jax.lax.Precision.HIGHEST
-    )
+
+    def bands(magnitude: Array, bank: Array | np.ndarray) -> Array:
+        bank = jnp.asarray(bank, magnitude.dtype)
+        return jnp.einsum("...nf,fm->...mn", magnitude, bank, precision=jax.lax.Precision.HIGHEST)
+
+    def whole(wide: Array) -> Array:
+        return bands(jnp.abs(spectra(frame(wide, spec.stft.n_fft, spec.stft.hop), window)), bank)
+
+    def block(part: Array) -> Array:
+        z = _double(part, window)
+        magnitude = jnp.sqrt(z.real**2 + z.imag**2)
+        if tables:
+            return bands(magnitude, bank)
+        pieces = mel_bands(SAMPLE_RATE, spec.stft.n_fft, spec.num_mels)
+        return jnp.concatenate([bands(magnitude[:, bins], columns) for bins, columns in pieces])
+
+    mel = _blocks_on_cpu(lambda wide: _by_blocks(block, wide, spec.stft), whole, wide)
     decibel = 20 * jnp.log10(jnp.maximum(mel, floor))
     return (decibel - spec.min_db) / (spec.headroom_db - spec.min_db)
 
@@ -149,8 +180,7 @@ def spectra(
 
     @jax.custom_vjp
     def double(frames: Array) -> Array:
-        with jax.enable_x64(True):
-            return plain(frames.astype(jnp.float64)).astype(jnp.complex64)
+        return _double(frames, window)
 
     def back(_: None, g: Array) -> tuple[Array]:
         # Left to itself, JAX would trace this part outside of the double precision above, and fail.
@@ -162,3 +192,49 @@ def spectra(
     if frames.dtype == jnp.float64:
         return plain(frames)
     return jax.lax.platform_dependent(frames, cpu=double, default=plain)
+
+
+def _double(frames: Array, window: np.ndarray | Array) -> Array:
+    """Window and transform in double precision, rounded once to the precision of the frames."""
+    narrow = jnp.complex128 if frames.dtype == jnp.float64 else jnp.complex64
+    with jax.enable_x64(True):
+        return jnp.fft.rfft(frames.astype(jnp.float64) * jnp.asarray(window, jnp.float64)).astype(narrow)
+
+
+def _centred(x: Array, spec: StftSpec) -> Array:
+    """x with what lies beyond its ends, so that the first of all frames stands around the first sample."""
+    half = spec.n_fft // 2
+    if spec.pad_mode == "reflect" and x.shape[-1] <= half:
+        raise ValueError(f"reflect padding needs more than {half} samples, got {x.shape[-1]}")
+    return padded(x[..., None], half, half, spec.pad_mode)[..., 0]
+
+
+def _blocks_on_cpu(blocks: Callable[[Array], Array], whole: Callable[[Array], Array], x: Array) -> Array:
+    """`whole(x)`; on a CPU by `blocks`, unless a gradient is wanted or the sizes are symbols of an export."""
+    if not all(isinstance(size, int) for size in x.shape):
+        return whole(x)
+
+    @jax.custom_vjp
+    def either(x: Array) -> Array:
+        return jax.lax.platform_dependent(x, cpu=blocks, default=whole)
+
+    either.defvjp(lambda x: jax.vjp(whole, x), lambda pull, g: pull(g))
+    return either(x)
+
+
+def _by_blocks(work: Callable[[Array], Array], x: Array, spec: StftSpec) -> Array:
+    """(b, k, n): what `work` makes of a few frames (m, n_fft) of one row, (k, m), for all of them."""
+    count = 1 + (x.shape[1] - spec.n_fft) // spec.hop
+    pieces = -(-count // BLOCK)
+    block = -(-count // pieces)
+    like = jax.eval_shape(work, jax.ShapeDtypeStruct((block, spec.n_fft), x.dtype))
+
+    def fill(i: Array, out: Array) -> Array:
+        # The last block of a row begins early enough to be whole, and computes some frames again.
+        row, first = i // pieces, jnp.minimum(i % pieces * block, count - block)
+        part = jax.lax.dynamic_slice(x, (row, first * spec.hop), (1, (block - 1) * spec.hop + spec.n_fft))
+        part = work(frame(part, spec.n_fft, spec.hop)[0])
+        return jax.lax.dynamic_update_slice(out, part[None], (row, 0, first))
+
+    out = jnp.zeros((x.shape[0], like.shape[0], count), like.dtype)
+    return jax.lax.fori_loop(0, x.shape[0] * pieces, fill, out)

@@ -6,6 +6,7 @@ float64 oracle they are compared with.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +15,15 @@ import torch.nn.functional as F
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-from parivox.features import NORMALIZE_EPS, SAMPLE_RATE, MelSpec, StftSpec, hann_window, mel_filter_bank
+from parivox.features import (
+    NORMALIZE_EPS,
+    SAMPLE_RATE,
+    MelSpec,
+    StftSpec,
+    hann_window,
+    mel_bands,
+    mel_filter_bank,
+)
 from torch_impl.ends import ends, padded
 
 __all__ = [
@@ -28,6 +37,9 @@ __all__ = [
     "spectra",
     "stft",
 ]
+
+BLOCK = 48
+"""Frames that a core transforms at once: what one operation hands to the next then stays in its cache."""
 
 
 class MelTables(NamedTuple):
@@ -68,12 +80,8 @@ def stft(
     Raises:
         ValueError: reflect padding needs more than n_fft // 2 samples.
     """
-    half = spec.n_fft // 2
-    if spec.pad_mode == "reflect" and x.shape[-1] <= half:
-        raise ValueError(f"reflect padding needs more than {half} samples, got {x.shape[-1]}")
-    wide = padded(x[:, None], half, half, spec.pad_mode)[:, 0]
     table = hann_window(spec.n_fft) if window is None else window
-    return spectra(frame(wide, spec.n_fft, spec.hop), table).transpose(1, 2)
+    return spectra(_centred(x, spec), table).transpose(1, 2)
 
 
 def istft(z: Complex[Tensor, "b f n"], spec: StftSpec) -> Float[Tensor, "b t"]:
@@ -111,10 +119,15 @@ def mel_spectrogram(
     """Normalised log-mel spectrogram, all n = 1 + t // hop frames (the models drop the last)."""
     # One fused operation with one rounding, as XLA makes of it: low frequencies all but cancel here.
     x = torch.sub(x, F.pad(x, (1, 0))[:, :-1], alpha=spec.preemphasis)
-    magnitude = stft(x, spec.stft, tables.window if tables else None).abs()
-    bank = tables.bank if tables else mel_filter_bank(SAMPLE_RATE, spec.stft.n_fft, spec.num_mels)
+    frames = _centred(x, spec.stft)
+    window = tables.window if tables else hann_window(spec.stft.n_fft)
     floor = tables.magnitude_min if tables else spec.magnitude_min
-    mel = torch.einsum("bfn,fm->bmn", magnitude, _constant(bank, x))
+    if _takes_blocks(frames):
+        mel = _mel_in_blocks(frames, window, spec, tables).transpose(1, 2)
+    else:
+        bank = tables.bank if tables else mel_filter_bank(SAMPLE_RATE, spec.stft.n_fft, spec.num_mels)
+        magnitude = spectra(frames, window).abs()
+        mel = torch.einsum("bnf,fm->bmn", magnitude, _constant(bank, x))
     decibel = 20 * torch.log10(mel.clamp(min=floor))
     return (decibel - spec.min_db) / (spec.headroom_db - spec.min_db)
 
@@ -133,9 +146,61 @@ def spectra(
     above the band of a recording of a lower rate, then have a phase of their own in every library, and the
     network hears it. Accelerators keep float32: their double precision is slow or missing.
     """
-    wide = frames.double() if frames.device.type == "cpu" else frames
-    spectrum = torch.fft.rfft(wide * _constant(window, wide))
-    return spectrum.to(torch.complex64) if frames.dtype == torch.float32 else spectrum
+    wide = torch.float64 if frames.device.type == "cpu" else frames.dtype
+    table = _constant(window, frames.new_empty(0, dtype=wide))
+    if not _takes_blocks(frames):
+        spectrum = torch.fft.rfft(frames * table)
+        return spectrum.to(torch.complex64) if frames.dtype == torch.float32 else spectrum
+    out = frames.new_empty(*frames.shape[:2], frames.shape[2] // 2 + 1, dtype=_complex(frames))
+    return _by_blocks(lambda part: torch.fft.rfft(part * table), frames, out)
+
+
+def _centred(x: Tensor, spec: StftSpec) -> Tensor:
+    """Frames (b, n, n_fft) around every `hop`-th sample, the first around the first."""
+    half = spec.n_fft // 2
+    if spec.pad_mode == "reflect" and x.shape[-1] <= half:
+        raise ValueError(f"reflect padding needs more than {half} samples, got {x.shape[-1]}")
+    return frame(padded(x[:, None], half, half, spec.pad_mode)[:, 0], spec.n_fft, spec.hop)
+
+
+def _takes_blocks(frames: Tensor) -> bool:
+    """Whether to work block by block: on a CPU, unless a gradient is wanted, which would keep every block anyway."""
+    return frames.device.type == "cpu" and not (torch.is_grad_enabled() and frames.requires_grad)
+
+
+def _by_blocks(work: Callable[[Tensor], Tensor], frames: Tensor, out: Tensor) -> Tensor:
+    """Fill `out` (b, n, k) with what `work` makes of a few frames (m, size) of one row: (m, k)."""
+    count = frames.shape[1]
+    block = -(-count // -(-count // (BLOCK * torch.get_num_threads())))
+    for row, place in zip(frames.unbind(), out.unbind(), strict=True):
+        for first in range(0, count, block):
+            place[first : first + block] = work(row[first : first + block])
+    return out
+
+
+def _mel_in_blocks(
+    frames: Tensor, window: np.ndarray | Tensor, spec: MelSpec, tables: MelTables | None
+) -> Tensor:
+    """Mel magnitudes (b, n, m). Double precision as in `spectra`: 2e-6 of the peak is more than float32 keeps."""
+    table, narrow = _constant(window, frames.new_empty(0, dtype=torch.float64)), _complex(frames)
+    if tables:
+        pieces = [(slice(None), tables.bank.to(frames))]
+    else:
+        bands = mel_bands(SAMPLE_RATE, spec.stft.n_fft, spec.num_mels)
+        pieces = [(bins, _constant(columns, frames)) for bins, columns in bands]
+
+    def work(part: Tensor) -> Tensor:
+        squares = torch.view_as_real(torch.fft.rfft(part * table).to(narrow)).square_()
+        # Not abs(), which takes three times as long to be right below 1e-19 and above 1e19 too.
+        magnitude = (squares[..., 0] + squares[..., 1]).sqrt_()
+        return torch.cat([magnitude[:, bins] @ columns for bins, columns in pieces], dim=1)
+
+    return _by_blocks(work, frames, frames.new_empty(*frames.shape[:2], spec.num_mels))
+
+
+def _complex(like: Tensor) -> torch.dtype:
+    """What a transform in double precision is rounded to."""
+    return torch.complex64 if like.dtype == torch.float32 else torch.complex128
 
 
 def _constant(table: np.ndarray | Tensor, like: Tensor) -> Tensor:
