@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -68,7 +69,9 @@ def training(backend: Backend, hp: HParams) -> tuple[Work, Callable[[], Any]]:
     config = resolve(hp.deepspeed_config, world_size=1, hparams=hp)
     judge = first_arrays(initial_discriminator(0), config.optimizer) if has_judge(hp) else None
     own = first_arrays(dict(initial(hp)), config.optimizer)
-    held = [backend.create_state(hp, TrainArrays(own.weights, own.exp_avg, own.exp_avg_sq, 0, {}, judge), config)]
+    held = [
+        backend.create_state(hp, TrainArrays(own.weights, own.exp_avg, own.exp_avg_sq, 0, {}, judge), config)
+    ]
     rows = batch(hp)
 
     def step() -> object:
@@ -77,6 +80,17 @@ def training(backend: Backend, hp: HParams) -> tuple[Work, Callable[[], Any]]:
         return result
 
     return step, lambda: held[0]
+
+
+def repeat(work: Work, at_least: int = 2, seconds: float = 2.0, most: int = 5) -> dict[str, float]:
+    """The first call, in which a backend may compile, and the fastest and slowest of the following ones."""
+    took: list[float] = []
+    begin = time.perf_counter()
+    while len(took) < 1 + at_least or (len(took) <= most and time.perf_counter() - begin < took[0] + seconds):
+        start = time.perf_counter()
+        work()
+        took.append(time.perf_counter() - start)
+    return {"first": took[0], "min": min(took[1:]), "max": max(took[1:])}
 
 
 def batch(hp: HParams) -> dict[str, np.ndarray]:
