@@ -117,7 +117,8 @@ def tables(found: Found) -> list[str]:
     lines += [f"| {' | '.join(row)} |" for row in speed_rows(backends, quick)]
     for name, side in backends.items():
         for key, cell in side["cells"].items():
-            lines += ["", *_details(f"{name}, {key}", key.split("/")[0], cell)]
+            told = _details(f"{name}, {key}", key.split("/")[0], cell)
+            lines += ["", *told] if told else []
     left = {name: side["left"] for name, side in backends.items() if side.get("left")}
     lines += ["", *(f"{name}: not begun for want of time: {', '.join(keys)}" for name, keys in left.items())]
     return lines

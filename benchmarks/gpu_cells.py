@@ -54,6 +54,12 @@ def out_of_memory(error: BaseException) -> bool:
     return "resource_exhausted" in text or "outofmemory" in text or "out of memory" in text
 
 
+def shortened(text: str, most: int = 200) -> str:
+    """The first line of an error, for a cell of a table."""
+    first = (text.splitlines() or ["no word"])[0]
+    return first if len(first) <= most else f"{first[: most - 3]}..."
+
+
 class Bench:
     """One backend in each arithmetic, and the cells that it can measure."""
 
@@ -105,7 +111,7 @@ class Bench:
     def speed(self, work: Work, audio: float) -> Found:
         """Seconds of a call, and the device's memory at its fullest."""
         self.tools.forget_peak()
-        took = repeat(work, at_least=2, seconds=0.5 if self.quick else 3.0)
+        took = repeat(work, at_least=1, seconds=0.0) if self.quick else repeat(work, seconds=3.0)
         told = {"seconds": took["min"], "slowest": took["max"], "first": took["first"], "audio": audio}
         return told | self.tools.memory()
 
@@ -136,11 +142,10 @@ def bench_cell(bench: Bench, key: str, tell: Tell) -> Found:
     try:
         return bench.measure(key, lambda part: tell({"cell": key, "found": part, "partial": True}))
     except ParivoxError as error:
-        return {"refused": str(error)}
+        return {"refused": shortened(str(error))}
     except Exception as error:
         full = "out of memory: " if out_of_memory(error) else ""
-        first = (str(error) or "no word").splitlines()[0]
-        return {"error": f"{full}{type(error).__name__}: {first}"[:400]}
+        return {"error": f"{full}{type(error).__name__}: {shortened(str(error))}"}
     finally:
         gc.collect()
         bench.tools.free()

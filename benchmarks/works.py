@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from parivox.backend import Backend, NamedArrays, TrainArrays, first_arrays
+from parivox.backend import Backend, NamedArrays, first_arrays
 from parivox.deepspeed_config import resolve
 from parivox.enhancer_tables import TAIL, VOCODER_NOISE
 from parivox.hparams import WAV_RATE, EnhancerHParams, HParams
@@ -17,7 +18,7 @@ from parivox.plan import row_shapes
 from parivox.stages import has_judge
 from parivox.weights import initial_denoiser
 from parivox.weights_discriminator import initial_discriminator
-from parivox.weights_enhancer import initial_enhancer
+from parivox.weights_enhancer import initial_enhancer, trained_names
 
 Work = Callable[[], object]
 """One call; it has ended when it returns."""
@@ -68,10 +69,11 @@ def training(backend: Backend, hp: HParams) -> tuple[Work, Callable[[], Any]]:
         hp = hp.replace(gan_training_start_step=0)
     config = resolve(hp.deepspeed_config, world_size=1, hparams=hp)
     judge = first_arrays(initial_discriminator(0), config.optimizer) if has_judge(hp) else None
-    own = first_arrays(dict(initial(hp)), config.optimizer)
-    held = [
-        backend.create_state(hp, TrainArrays(own.weights, own.exp_avg, own.exp_avg_sq, 0, {}, judge), config)
-    ]
+    weights = initial(hp)
+    # A stage trains a part of the enhancer, and only that has moments.
+    names = trained_names(hp) if isinstance(hp, EnhancerHParams) else list(weights)
+    own = first_arrays({name: weights[name] for name in names}, config.optimizer)
+    held = [backend.create_state(hp, replace(own, weights=weights, discriminator=judge), config)]
     rows = batch(hp)
 
     def step() -> object:
