@@ -53,15 +53,17 @@ class Budget:
         return self.left(now) / max(1, backends)
 
 
-def cells(device: str) -> list[str]:
-    """Names of all cells, `kind/task/precision`, the most wanted first."""
+def cells(device: str, quick: bool = False) -> list[str]:
+    """Names of all cells, `kind/task/precision`, the most wanted first; the quickest where it has to be quick."""
     # A CPU has no TF32: what is measured in one arithmetic alone is then measured in float32.
     order = PRECISIONS if device == "gpu" else ("highest", "bf16", "tf32")
     found = [f"peak/matrix/{precision}" for precision in order]
     tasks = (*CLEANING, *TRAINING)
     found += [f"speed/{task}/{precision}" for precision, task in itertools.product(order, tasks)]
     found += [f"profile/{task}/{order[0]}" for task in tasks]
-    return found + [f"rows/{task}/{order[0]}" for task in SWEPT]
+    found += [f"rows/{task}/{order[0]}" for task in SWEPT]
+    # The discriminator has its full size at all times, and its step is the slowest to compile.
+    return sorted(found, key=lambda key: "stage1" in key) if quick else found
 
 
 def model_gflop(task: str) -> float:

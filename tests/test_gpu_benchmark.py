@@ -117,6 +117,7 @@ def test_share_of_peak():
 def test_every_task_and_arithmetic_has_a_cell(device):
     found = cells(device)
     assert len(set(found)) == len(found)
+    assert sorted(cells(device, quick=True)) == sorted(found)
     wanted = itertools.product((*gpu.CLEANING, *gpu.TRAINING), gpu.PRECISIONS)
     assert {f"speed/{task}/{precision}" for task, precision in wanted} <= set(found)
     assert all(f"peak/matrix/{precision}" in found[:3] for precision in gpu.PRECISIONS)
