@@ -158,7 +158,8 @@ class Worker:
             raise RuntimeError("the process has no input")
         self.process.stdin.write(json.dumps(request))
         self.process.stdin.close()
-        threading.Thread(target=self._read, daemon=True).start()
+        self.reader = threading.Thread(target=self._read, daemon=True)
+        self.reader.start()
 
     def _read(self) -> None:
         for line in self.process.stdout or ():
@@ -183,6 +184,15 @@ class Worker:
         self.errors.seek(0)
         lines = [line for line in self.errors.read().splitlines() if line.strip()]
         return f"the process ended with {code}: {lines[-1][:300] if lines else 'no word'}"
+
+    def close(self) -> None:
+        """End it where it still runs, and let go of what it held."""
+        self.process.kill()
+        self.process.wait()
+        self.reader.join()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+        self.errors.close()
 
 
 def measure_backend(side: Found, request: Found, seconds: float, save: Any, start: Any = Worker) -> None:
@@ -212,6 +222,8 @@ def measure_backend(side: Found, request: Found, seconds: float, save: Any, star
         except TimeoutError:
             if running is not None:
                 side["cells"].setdefault(running, {})["error"] = "cut off: the time was over"
+        finally:
+            worker.close()
         save()
         todo = [key for key in todo if key not in side["cells"]]
     side["left"] = [key for key in request["cells"] if key not in side["cells"]]

@@ -35,6 +35,9 @@ class FakeWorker:
     def last_words(self) -> str:
         return "the process ended with -9: no word"
 
+    def close(self) -> None:
+        self.killed = True
+
 
 def play(*workers: list[Any], keys: list[str], seconds: float = 60.0) -> tuple[dict, list[dict], list[dict]]:
     """What is known after some processes told their events; also the requests, and what was saved."""
