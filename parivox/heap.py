@@ -23,8 +23,8 @@ def return_large_blocks() -> bool:
     Left alone, glibc learns to keep blocks of up to 32 MB for later. Those of a network come in many sizes and leave
     gaps that the next ones do not fill: the peak of ten chunks was a sixth above that of the first one. The
     price is that the system clears each block's pages anew, 4 KB at a time, which took as long as all else that an
-    enhancer does; in pages of 2 MB it takes a quarter of that. `MALLOC_MMAP_THRESHOLD_` and `THP_MEM_ALLOC_ENABLE` in the
-    environment go first. To be called before PyTorch makes its first tensor.
+    enhancer does; in pages of 2 MB it takes a quarter of that. `MALLOC_MMAP_THRESHOLD_` and `THP_MEM_ALLOC_ENABLE`
+    in the environment go first. To be called before PyTorch makes its first tensor.
 
     Returns:
         Whether glibc was told: other C libraries have other ways.
