@@ -165,7 +165,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="run everything once")
     given = parser.parse_args()
     calm_threads()
-    found = measure(1 if given.quick else 5, list(filter(installed, BACKENDS)))
+    names: list[BackendName] = [name for name in BACKENDS if installed(name)]
+    found = measure(1 if given.quick else 5, names)
     if given.json:
         write_results(given.json, found)
 

@@ -216,7 +216,7 @@ def main() -> None:
         name, which, repeats = given.here
         print(json.dumps(measure_here(name, which, given.quick, int(repeats))))
         return
-    names = [name for name in BACKENDS if installed(name)]
+    names: list[BackendName] = [name for name in BACKENDS if installed(name)]
     repeats = 1 if given.quick else given.repeats
     found = measure(names, given.quick, repeats, given.only or list(CASES))
     if given.json:
