@@ -2,7 +2,7 @@
 
 Full width and untrained weights, which take as long as trained ones; the published number of evaluations of the flow.
 What is told: time over the sound's length, the share of the matrix peak of the same process, the ratio of the two
-backends, and of each vocoder and enhancer to the same written plainly (`benchmarks.plain`). The contenders take turns.
+backends, and of each vocoder to the same written plainly (`benchmarks.plain`). The contenders take turns.
 `--quick` shows in half a minute that it works, with a narrow model and a short sound; its figures mean nothing.
 """
 
@@ -10,18 +10,19 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks import vocoder_memory
 from benchmarks.flops import denoiser_flops, enhancer_flops
 from benchmarks.machine import Times, calm_threads, in_turn, machine, matrix_peak, write_results
 from benchmarks.plain import plainly
 from parivox.backend import BACKENDS, Backend, BackendName, get_backend, installed
+from parivox.enhancer_tables import FRAME, TILE
 from parivox.features import SAMPLE_RATE
 from parivox.hparams import EnhancerHParams
 from parivox.presets import preset
@@ -45,7 +46,7 @@ class Size:
         denoise: seconds of sound that are denoised.
         enhance: seconds that are enhanced.
         nfe: evaluations of the flow.
-        plain_nfe: the same where a plain enhancer is compared, whose flow is slow in JAX.
+        vocode: seconds of sound that the vocoder alone makes, and the plain one.
         denoise_repeats: timed runs of each denoiser.
         enhance_repeats: timed runs of each enhancer.
     """
@@ -54,12 +55,12 @@ class Size:
     denoise: float = 2.0
     enhance: float = 1.0
     nfe: int = 64
-    plain_nfe: int = 2
+    vocode: float = 1.0
     denoise_repeats: int = 5
     enhance_repeats: int = 3
 
 
-QUICK = Size("enhancer_stage2_small", 0.2, 0.2, 4, 2, 1, 1)
+QUICK = Size("enhancer_stage2_small", 0.2, 0.2, 4, 0.1, 1, 1)
 
 Weights = dict[str, np.ndarray]
 Work = Callable[[], object]
@@ -78,19 +79,30 @@ def denoising(backend: Backend, hp: EnhancerHParams, weights: Weights, wav: np.n
     return lambda: backend.denoise(model, wav)
 
 
-def enhancing(
-    backend: Backend, hp: EnhancerHParams, weights: Weights, wav: np.ndarray, plain: bool = False
-) -> Callable[[int], Work]:
-    """An enhancer, ready to run with any number of evaluations; in JAX a plain one stays plain once compiled."""
+def enhancing(backend: Backend, hp: EnhancerHParams, weights: Weights, wav: np.ndarray, nfe: int) -> Work:
+    """An enhancer, ready to run."""
     prior, noise = row_noise(0, [Place(0, 0)], hp.lcfm_latent_dim, wav.shape[1] // hp.hop_size)
     shares = np.full(1, 0.5, np.float32), np.ones(1, np.float32)
     model, method = backend.load_enhancer(hp, weights), hp.cfm_solver_method
+    return lambda: backend.enhance(model, wav, prior, noise, *shares, method, nfe)
 
-    def run(nfe: int) -> object:
-        with plainly(backend.name) if plain else nullcontext():
-            return backend.enhance(model, wav, prior, noise, *shares, method, nfe)
 
-    return lambda nfe: partial(run, nfe)
+def vocoding(name: BackendName, seconds: float, plain: bool) -> Work:
+    """The vocoder alone, of full width, ready to run; in JAX it is compiled here, with the layers that stand here."""
+    hp, frames = vocoder_memory.HP, round(seconds * SAMPLE_RATE / FRAME)
+    condition, noise = row_noise(0, [Place(0, 0)], hp.num_mels + hp.vocoder_extra_dim, frames)
+
+    def layers() -> AbstractContextManager[None]:
+        return plainly(name) if plain else nullcontext()
+
+    with layers():
+        work = vocoder_memory.WORK[name](condition, noise, TILE)
+
+    def run() -> object:
+        with layers():
+            return work()
+
+    return run
 
 
 def told(times: Times, seconds: float, flops: float, peak: float, name: str) -> dict[str, Any]:
@@ -126,8 +138,8 @@ def measure(size: Size, names: list[BackendName]) -> dict[str, Any]:
     denoisers = {name: denoising(backend, hp, weights, short) for name, backend in backends.items()}
     denoised = in_turn(denoisers, size.denoise_repeats)
     peaks.append(matrix_peak())
-    own = {name: enhancing(backend, hp, weights, long) for name, backend in backends.items()}
-    enhanced = in_turn({name: work(size.nfe) for name, work in own.items()}, size.enhance_repeats)
+    enhancers = {name: enhancing(backend, hp, weights, long, size.nfe) for name, backend in backends.items()}
+    enhanced = in_turn(enhancers, size.enhance_repeats)
     # Other work may have met the first of them: a machine's peak is the best that it was seen to do.
     found["peak_gflops"] = peak = max(*peaks, matrix_peak())
 
@@ -142,29 +154,22 @@ def measure(size: Size, names: list[BackendName]) -> dict[str, Any]:
         found[task] = {name: told(row, seconds, flops[task], peak, task) for name, row in times.items()}
         show(task, found[task])
 
-    plain = {name: enhancing(backend, hp, weights, long, plain=True) for name, backend in backends.items()}
-    found["against_plain"] = against_plain(own, plain, size.plain_nfe, size.enhance_repeats)
+    found["against_plain"] = against_plain(names, size.vocode, size.denoise_repeats)
     return found
 
 
-def against_plain(
-    own: Mapping[str, Callable[[int], Work]],
-    plain: Mapping[str, Callable[[int], Work]],
-    nfe: int,
-    repeats: int,
-) -> dict[str, Any]:
-    """How many times as fast each enhancer is as its plain form."""
-    works = {name: work(nfe) for name, work in own.items()}
-    times = in_turn({**works, **{f"plain {name}": work(nfe) for name, work in plain.items()}}, repeats)
-    found = {}
-    for name in own:
+def against_plain(names: list[BackendName], seconds: float, repeats: int) -> dict[str, Any]:
+    """How many times as fast each vocoder is as its plain form."""
+    works: dict[str, Work] = {}
+    for name in names:
+        works[name] = vocoding(name, seconds, plain=False)
+        works[f"plain {name}"] = vocoding(name, seconds, plain=True)
+    times, found = in_turn(works, repeats), {}
+    for name in names:
         one, other = times[name], times[f"plain {name}"]
-        found[name] = {
-            "seconds": one,
-            "plain_seconds": other,
-            "ratio": (ratio := other["median"] / one["median"]),
-        }
-        print(f"{name:6} with {nfe} evaluations: {ratio:.2f} times as fast as written plainly", flush=True)
+        ratio = other["median"] / one["median"]
+        found[name] = {"seconds": one, "plain_seconds": other, "ratio": ratio}
+        print(f"{name:6} vocoder {ratio:.2f} times as fast as written plainly", flush=True)
     return found
 
 
