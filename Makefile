@@ -16,6 +16,7 @@ VENV ?= .venv
 DATA ?=
 OUT ?= demo-out
 PLAN_ARGS ?=
+BENCH_ARGS ?=
 # Two processes; a file stays in one, since its tests share what is slow to make. The order is that of conftest.py.
 PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 
@@ -93,9 +94,10 @@ test-slow: $(STAMP)
 lint: $(STAMP)
 	@$(run_lint)
 
+# BENCH_ARGS="--only inference" measures one part; "--quick" shows in minutes that all of them work.
 bench: $(STAMP)
 	@$(start_build); $(await_build); \
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 # PLAN_ARGS="--only denoise --topology v5e:2x2" compiles some cells and keeps the others.
 plan: $(STAMP)

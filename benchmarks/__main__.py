@@ -1,103 +1,82 @@
-"""Speed of both backends in one run, as ratios: `make bench`, or `python -m benchmarks [--json FILE]`.
+"""Every benchmark that fits into a quarter of an hour: `make bench`, or `python -m benchmarks [--only PART] [--quick]`.
 
-Times drift between machines and hours, so what counts is the ratio to a large float32 matrix product timed in the
-same process, and to the other backend. The median of several repetitions is printed with the spread.
+Each part runs in a process of its own, one after the other, and writes `benchmarks/results/PART.json`; a part may be
+run alone too, as `python -m benchmarks.PART`. Times drift between machines and hours, so what counts are the ratios
+that each part tells of one run. A part that fails does not stop the others.
 """
 
 from __future__ import annotations
 
 import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
+from benchmarks.machine import RESULTS
 
-from benchmarks.machine import machine, matrix_peak, timed, write_results
-from parivox.backend import BACKENDS, Backend, TrainArrays, get_backend, installed
-from parivox.features import SAMPLE_RATE
-from parivox.hparams import DenoiserHParams
-from parivox.weights import initial_denoiser
+PARTS: dict[str, tuple[str, ...]] = {
+    "inference": (),
+    "training": (),
+    "startup": (),
+    "features": (),
+    "data": ("--items", "16", "--workers", "0"),
+}
+"""Module -> arguments that keep it short."""
 
-GFLOP_PER_SECOND_OF_AUDIO = 45.0
-"""Arithmetic of the full-width denoiser forward; a training step takes about three times as much."""
+QUICK: dict[str, tuple[str, ...]] = {
+    "inference": ("--quick",),
+    "training": ("--quick",),
+    "startup": ("--quick",),
+    "data": ("--items", "2", "--workers", "0"),
+}
+"""Module -> arguments with which it shows that it works; those that are absent have no such thing."""
 
 
-def denoiser(backend: Backend, seconds: float) -> dict[str, float]:
-    """Full-width inference of one signal."""
-    hp = DenoiserHParams()
-    model = backend.load_denoiser(hp, initial_denoiser(0, hp.unet_hidden_dim))
-    x = np.random.default_rng(0).standard_normal((1, int(seconds * SAMPLE_RATE))).astype(np.float32)
-    return timed(lambda: backend.denoise(model, x))
+def available() -> list[str]:
+    """The parts whose modules are here."""
+    return [part for part in PARTS if find_spec(f"benchmarks.{part}")]
 
 
-def training(backend: Backend, seconds: float, rows: int) -> dict[str, float]:
-    """One full-width training step, the update included."""
-    hp = DenoiserHParams(batch_size_per_gpu=rows)
-    weights = initial_denoiser(0, hp.unet_hidden_dim)
-    zeros = {name: np.zeros_like(array) for name, array in weights.items()}
-    state = backend.create_state(hp, TrainArrays(weights, zeros, {k: v.copy() for k, v in zeros.items()}))
-    draw = np.random.default_rng(0)
-    batch = {
-        key: draw.standard_normal((rows, int(seconds * SAMPLE_RATE))).astype(np.float32)
-        for key in ("noisy", "target")
+def commands(only: Sequence[str], quick: bool, folder: Path) -> dict[str, list[str]]:
+    """The command of each part that is asked for, in order; all that can be run where none is named."""
+    arguments = QUICK if quick else PARTS
+
+    def to(part: str) -> list[str]:
+        return ["--json", str(folder / f"{part}.json")]
+
+    return {
+        part: [sys.executable, "-m", f"benchmarks.{part}", *arguments[part], *to(part)]
+        for part in available()
+        if part in arguments and (not only or part in only)
     }
-    return timed(lambda: backend.step(state, batch))
 
 
-def measure(seconds: float = 2.0, rows: int = 2, crop: float = 0.5) -> dict:
-    """Everything, with the machine it was measured on."""
-    found: dict = {
-        "machine": machine(),
-        "peak_gflops": matrix_peak(),
-        "backends": {},
-    }
-    for name in BACKENDS:
-        if not installed(name):
-            print(f"{name}: not installed, left out")
-            continue
-        backend = get_backend(name)
-        forward, step = denoiser(backend, seconds), training(backend, crop, rows)
-        audio = rows * crop
-        found["backends"][name] = {
-            "describe": backend.describe(),
-            "denoise_seconds": forward,
-            "real_time_factor": forward["median"] / seconds,
-            "denoise_share_of_peak": GFLOP_PER_SECOND_OF_AUDIO
-            * seconds
-            / forward["median"]
-            / found["peak_gflops"],
-            "train_step_seconds": step,
-            "train_share_of_peak": 3
-            * GFLOP_PER_SECOND_OF_AUDIO
-            * audio
-            / step["median"]
-            / found["peak_gflops"],
-        }
-    return found
-
-
-def main() -> None:
-    """Print the figures, and write them as JSON where asked."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path, help="write the figures here")
-    arguments = parser.parse_args()
-    found = measure()
-    print(f"matrix product: {found['peak_gflops']:.0f} GFLOP/s, float32, {found['machine']['cpus']} CPUs")
-    for name, row in found["backends"].items():
-        print(
-            f"{name:6} denoise {row['real_time_factor']:.2f} of real time"
-            f" ({row['denoise_share_of_peak']:.0%} of peak),"
-            f" training step {row['train_step_seconds']['median']:.2f} s ({row['train_share_of_peak']:.0%} of peak)"
-        )
-    if set(found["backends"]) == set(BACKENDS):
-        jax, torch = (found["backends"][name] for name in BACKENDS)
-        forward = jax["denoise_seconds"]["median"] / torch["denoise_seconds"]["median"]
-        step = jax["train_step_seconds"]["median"] / torch["train_step_seconds"]["median"]
-        print(
-            f"jax / torch: denoise {forward:.2f}, training step {step:.2f} (time, so below 1 jax is faster)"
-        )
-    if arguments.json:
-        write_results(arguments.json, found)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the parts; returns 1 when one failed, else 0."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", choices=available(), action="append", help="run this part alone")
+    parser.add_argument("--quick", action="store_true", help="see that it works; the figures mean nothing")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where the results go")
+    given = parser.parse_args(argv)
+    # What means nothing must not replace what was measured.
+    folder = given.out or (RESULTS / "quick" if given.quick else RESULTS)
+    failed, begun = [], time.monotonic()
+    for part, command in commands(given.only or (), given.quick, folder).items():
+        print(f"== {part}", flush=True)
+        started = time.monotonic()
+        if subprocess.run(command, check=False).returncode:
+            failed.append(part)
+        print(f"   {time.monotonic() - started:.0f} s", flush=True)
+    print(f"{time.monotonic() - begun:.0f} s in all; the figures: {folder}")
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

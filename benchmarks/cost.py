@@ -161,7 +161,7 @@ def training_tasks(hours: float = 10_000, item_seconds: float = 3.0) -> tuple[Ta
     """One pass of each stage, every second of the speech in one crop; batches of the published presets."""
     return (
         Task("denoiser", hours, 134.0, item_seconds, 23.0, rows=32, weights=10_617_235, sources=2),
-        Task("stage 1, with discriminator", hours, 670.9, item_seconds, 3.0, rows=16, weights=294_269_330),
+        Task("stage 1, with discriminator", hours, 680.7, item_seconds, 3.0, rows=16, weights=294_269_330),
         Task("stage 2", hours, 196.7, item_seconds, 46.0, rows=32, weights=79_603_667, sources=2),
     )
 
@@ -170,7 +170,7 @@ def cleaning_tasks(hours: float = 1_000_000, chunk: float = 30.0, overlap: float
     """Enhancement and denoising of long recordings, in overlapping chunks as the command makes them."""
     hop, shared = chunk_sizes(chunk, overlap)
     done, row = hop / WAV_RATE, full_row(hop, shared) / WAV_RATE
-    works = {"enhance, nfe 64": 1001.0, "enhance, nfe 8": 260.4, "denoise": 44.0}
+    works = {"enhance, nfe 64": 1015.1, "enhance, nfe 8": 274.4, "denoise": 44.0}
     return tuple(
         Task(name, hours, gflop, done, 3.0 * done, overhead=row / done, writes=True)
         for name, gflop in works.items()

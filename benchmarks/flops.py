@@ -1,14 +1,15 @@
 """The arithmetic of cleaning and of training, counted: `python -m benchmarks.flops`. Needs PyTorch, and no GPU.
 
-PyTorch's own counter follows the very programs of `torch_impl` on tensors without memory, so nothing is computed and
-full size takes seconds. It counts convolutions and matrix products, a multiplication with its addition as two.
-Fourier transforms, norms and all that works element by element are left out, as in every share of a peak.
+PyTorch's own counter follows the programs of `torch_impl` on tensors without memory, so nothing is computed and full
+size takes seconds. It counts convolutions and matrix products, a multiplication with its addition as two. Fourier
+transforms, norms and all that works element by element are left out, as in every share of a peak. The vocoder is
+the one written plainly: the fast one multiplies zeros too, which is no work done, and calls what is not counted.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,10 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.machine import machine, write_results
+from benchmarks.plain import plainly
+from parivox.backend import Solver
 from parivox.enhancer_tables import TAIL, VOCODER_NOISE
+from parivox.features import DENOISER_STFT
 from parivox.hparams import WAV_RATE, DenoiserHParams, EnhancerHParams, HParams
 from parivox.plan import row_shapes
 from parivox.presets import preset
@@ -33,6 +37,10 @@ from torch_impl.weights import (
 )
 
 META = torch.device("meta")
+BINS = DENOISER_STFT.n_fft // 2 + 1
+STEP_FACTOR = 3
+"""A training step's arithmetic over that of the forward pass: it multiplies by each weight and by each input again."""
+
 NFE = (1, 2, 64)
 PRESETS = ("denoiser", "enhancer_stage1", "enhancer_stage2")
 
@@ -62,12 +70,13 @@ def training(hp: HParams) -> Passes:
         params, others = abstract_denoiser(_width(hp))[1], {}
     model = objective.module(_without_memory(params), _without_memory(others))
     rows = {name: torch.empty(shape, device=META) for name, shape in row_shapes(hp, 1).items()}
-    with FlopCounterMode(display=False) as forward:
-        told = objective(model, judge, rows)
-    with FlopCounterMode(display=False) as backward:
-        sum(told.losses.values()).backward()  # pyright: ignore[reportAttributeAccessIssue]
-        if judge is not None:
-            sum(told.judge_losses.values()).backward()  # pyright: ignore[reportAttributeAccessIssue]
+    with plainly("torch"):
+        with FlopCounterMode(display=False) as forward:
+            told = objective(model, judge, rows)
+        with FlopCounterMode(display=False) as backward:
+            sum(told.losses.values()).backward()  # pyright: ignore[reportAttributeAccessIssue]
+            if judge is not None:
+                sum(told.judge_losses.values()).backward()  # pyright: ignore[reportAttributeAccessIssue]
     seconds = rows["target"].shape[1] / WAV_RATE
     return Passes(*(count.get_total_flops() / seconds / 1e9 for count in (forward, backward)))
 
@@ -98,9 +107,45 @@ def enhancing(hp: EnhancerHParams, seconds: float, nfe: int) -> float:
         "tau": torch.empty(1, device=META),
         "blend": torch.empty(1, device=META),
     }
-    with torch.inference_mode(), FlopCounterMode(display=False) as count:
+    with plainly("torch"), torch.inference_mode(), FlopCounterMode(display=False) as count:
         model(torch.empty(1, samples, device=META), **draws, method=hp.cfm_solver_method, nfe=nfe)
     return count.get_total_flops() / seconds / 1e9
+
+
+def denoiser_flops(hidden: int, samples: int) -> float:
+    """FLOPs of the denoiser's network for one row."""
+    net = abstract_denoiser(hidden)[0].net
+    image = torch.empty(1, 3, BINS, samples // DENOISER_STFT.hop, device=META)
+    return _counted(lambda: net(image))
+
+
+def enhancer_flops(hp: EnhancerHParams, samples: int, nfe: int, method: Solver) -> dict[str, float]:
+    """FLOPs of each part of the enhancer for one row, its denoiser among them; a row of one vocoder tile at most."""
+    model, frames = abstract_enhancer(hp, folded=True)[0], samples // hp.hop_size
+    mel, latent, noise, wide = (
+        torch.empty(1, channels, length, device=META)
+        for channels, length in (
+            (hp.num_mels, frames),
+            (hp.lcfm_latent_dim, frames),
+            (VOCODER_NOISE, frames + TAIL),
+            (hp.num_mels + hp.vocoder_extra_dim, frames),
+        )
+    )
+    auto, flow = model.lcfm.ae, model.lcfm.cfm
+    with plainly("torch"):
+        return {
+            "denoiser": denoiser_flops(hp.unet_hidden_dim, samples),
+            "encoder": _counted(lambda: auto.encode(mel)),
+            "flow": _counted(lambda: flow.sample(latent, mel, method, nfe)),
+            "decoder": _counted(lambda: auto.decode(latent)),
+            "vocoder": _counted(lambda: model.vocoder(wide, noise)),
+        }
+
+
+def _counted(work: Callable[[], object]) -> float:
+    with torch.no_grad(), FlopCounterMode(display=False) as count:
+        work()
+    return float(count.get_total_flops())
 
 
 def _width(hp: HParams) -> int:

@@ -8,10 +8,12 @@ import platform
 import re
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -75,6 +77,34 @@ def matrix_peak(size: int = 2048) -> float:
     """GFLOP/s of a float32 matrix product in NumPy, the best of several."""
     a = np.ones((size, size), np.float32)
     return 2 * size**3 / timed(lambda: a @ a, 8)["min"] / 1e9
+
+
+def calm_threads() -> None:
+    """Have OpenMP's threads sleep while they wait, as the command line does; call it before torch is imported."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+def in_process(module: str, *words: str, environment: Mapping[str, str] | None = None) -> Any:
+    """What `python -m module words` prints as JSON on its last line, in a fresh process.
+
+    Args:
+        module: to be run.
+        words: its arguments.
+        environment: variables beside those of this process.
+
+    Raises:
+        SystemExit: it failed; with what it wrote to the standard error.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", module, *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **(environment or {})},
+    )
+    if done.returncode:
+        raise SystemExit(f"{module} {' '.join(words)} failed:\n{done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def write_results(path: Path, found: Mapping[str, object]) -> None:

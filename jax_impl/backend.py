@@ -206,7 +206,7 @@ class JaxBackend:
             named = getattr(arrays, group)
             if named:
                 check_arrays({name: leaf.shape for name, leaf in params.items()}, named, f"{what}'s {group}")
-            moments.append({prefix + k: jnp.array(a, self.dtype, copy=True) for k, a in named.items()})
+            moments.append({prefix + k: jax.device_put(np.array(a, self.dtype)) for k, a in named.items()})
         return AdamState(jnp.asarray(arrays.step, jnp.int32), *moments)
 
     def step(self, state: _Session, batch: Batch) -> tuple[_Session, StepResult]:

@@ -137,4 +137,4 @@ def _kept(x: jax.Array) -> jax.Array:
 
 
 def _counts(lengths: np.ndarray | None) -> jax.Array | None:
-    return None if lengths is None else jnp.asarray(lengths, jnp.int32)
+    return None if lengths is None else jax.device_put(np.array(lengths, np.int32))

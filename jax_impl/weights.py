@@ -60,8 +60,9 @@ def from_arrays(
     """
     shapes = named_shapes(hidden)
     check_arrays(shapes, arrays, what)
-    # A copy: the CPU device would otherwise borrow the caller's memory, and what is written there later counts.
-    return {name: jnp.array(arrays[name], dtype, copy=True) for name in shapes}
+    # A copy: the CPU device would otherwise borrow the caller's memory, and what is written there later counts. NumPy
+    # makes it; JAX would compile a program for each shape to copy with.
+    return {name: jax.device_put(np.array(arrays[name], dtype)) for name in shapes}
 
 
 def abstract_enhancer(
@@ -102,9 +103,10 @@ def enhancer_from_arrays(
     arrays = {**arrays, **check_enhancer(arrays, hp, what)}
     _, params, buffers = abstract_enhancer(hp)
 
-    # A copy: the CPU device would otherwise borrow the caller's memory, and what is written there later counts.
+    # A copy: the CPU device would otherwise borrow the caller's memory, and what is written there later counts. NumPy
+    # makes it; JAX would compile a program for each shape to copy with.
     def put(names: Mapping[str, object]) -> Params:
-        return {name: jnp.array(arrays[name], dtype, copy=True) for name in names}
+        return {name: jax.device_put(np.array(arrays[name], dtype)) for name in names}
 
     return put(params), put(buffers)
 
@@ -136,7 +138,7 @@ def discriminator_from_arrays(
         CheckpointError: listing tensors that are missing, extra or misshapen.
     """
     check_arrays({name: spec.shape for name, spec in discriminator_specs().items()}, arrays, what)
-    return {name: jnp.array(array, dtype, copy=True) for name, array in arrays.items()}
+    return {name: jax.device_put(np.array(array, dtype)) for name, array in arrays.items()}
 
 
 def bind_discriminator(graph: nnx.GraphDef, params: Params) -> Discriminator:

@@ -6,30 +6,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from benchmarks.plain import torch_halve, torch_twice
 from parivox.enhancer_tables import FILTER_TAPS, LVC_TAPS, kaiser_filter
-from torch_impl.model.alias_free import BLOCK, HALF, halve, twice
+from torch_impl.model.alias_free import BLOCK, halve, twice
 from torch_impl.model.lvc import LayerPredictor, location_variable, predict
 
 
 def noise(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, dtype=torch.float64)
-
-
-def plain_twice(x, taps):
-    """The transposed convolution of stride 2 over the sound whose ends are repeated."""
-    b, c, n = x.shape
-    wide = F.pad(x, (HALF, HALF), mode="replicate").reshape(b * c, 1, -1)
-    y = F.conv_transpose1d(wide, 2 * taps[None, None], stride=2)
-    # A sample's first tap comes HALF - 1 before it at the higher rate, and there are HALF more samples on the left.
-    first = 2 * HALF + HALF - 1
-    return y[..., first : first + 2 * n].reshape(b, c, 2 * n)
-
-
-def plain_halve(x, taps):
-    """The filter over the sound whose ends are repeated, at every other sample."""
-    b, c, m = x.shape
-    wide = F.pad(x, (HALF - 1, HALF), mode="replicate").reshape(b * c, 1, -1)
-    return F.conv1d(wide, taps[None, None])[..., ::2].reshape(b, c, m // 2)
 
 
 @pytest.mark.parametrize("n", [1, 2, 7, BLOCK - 1, BLOCK, BLOCK + 1, 1000])
@@ -38,8 +22,8 @@ def test_filters_in_blocks_are_convolutions(n):
     taps = torch.linspace(0.5, 1.7, FILTER_TAPS, dtype=torch.float64)
     x, wide = noise(2, 3, n), noise(2, 3, 2 * n)
     for values in (taps, torch.tensor(kaiser_filter(), dtype=torch.float64)):
-        torch.testing.assert_close(twice(x, values), plain_twice(x, values), rtol=1e-12, atol=1e-12)
-        torch.testing.assert_close(halve(wide, values), plain_halve(wide, values), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(twice(x, values), torch_twice(x, values), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(halve(wide, values), torch_halve(wide, values), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("rows", [1, 3])
