@@ -1,4 +1,4 @@
-"""Every benchmark that fits into a quarter of an hour: `make bench`, or `python -m benchmarks [--only PART] [--quick]`.
+"""The benchmarks, meant for a quarter of an hour: `make bench`, or `python -m benchmarks [--only PART] [--quick]`.
 
 Each part runs in a process of its own, one after the other, and writes `benchmarks/results/PART.json`; a part may be
 run alone too, as `python -m benchmarks.PART`. Times drift between machines and hours, so what counts are the ratios
