@@ -16,6 +16,9 @@ LARGE = 2**23
 HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 """PyTorch reads this before its first tensor: blocks from 2 MB lie in pages of 2 MB, where the system has such."""
 
+THRESHOLD = "MALLOC_MMAP_THRESHOLD_"
+"""The same setting of glibc's from the environment."""
+
 
 def return_large_blocks() -> bool:
     """Give each large block of this process back to the system when it is freed, and take large ones in huge pages.
@@ -31,6 +34,6 @@ def return_large_blocks() -> bool:
     """
     if sys.platform == "linux":
         os.environ.setdefault(HUGE_PAGES, "1")
-    if sys.platform != "linux" or platform.libc_ver()[0] != "glibc" or "MALLOC_MMAP_THRESHOLD_" in os.environ:
+    if sys.platform != "linux" or platform.libc_ver()[0] != "glibc" or THRESHOLD in os.environ:
         return False
     return bool(ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE))
