@@ -120,7 +120,7 @@ def denoiser_flops(hidden: int, samples: int) -> float:
 
 
 def enhancer_flops(hp: EnhancerHParams, samples: int, nfe: int, method: Solver) -> dict[str, float]:
-    """FLOPs of each part of the enhancer for one row, its denoiser among them; a row of one vocoder tile at most."""
+    """FLOPs of each part of the enhancer for one row, its denoiser among them; the vocoder in one tile."""
     model, frames = abstract_enhancer(hp, folded=True)[0], samples // hp.hop_size
     mel, latent, noise, wide = (
         torch.empty(1, channels, length, device=META)
@@ -131,7 +131,7 @@ def enhancer_flops(hp: EnhancerHParams, samples: int, nfe: int, method: Solver) 
             (hp.num_mels + hp.vocoder_extra_dim, frames),
         )
     )
-    auto, flow = model.lcfm.ae, model.lcfm.cfm
+    auto, flow, model.vocoder.tile = model.lcfm.ae, model.lcfm.cfm, None
     with plainly("torch"):
         return {
             "denoiser": denoiser_flops(hp.unet_hidden_dim, samples),

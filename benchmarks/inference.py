@@ -1,14 +1,17 @@
 """Speed of cleaning, denoiser and enhancer on both backends: `python -m benchmarks.inference [--json FILE] [--quick]`.
 
 Full width and untrained weights, which take as long as trained ones; the published number of evaluations of the flow.
-What is told: time over the sound's length, the share of the matrix peak of the same process, the ratio of the two
-backends, and of each vocoder to the same written plainly (`benchmarks.plain`). The contenders take turns.
-`--quick` shows in half a minute that it works, with a narrow model and a short sound; its figures mean nothing.
+A process for each backend, as the command has, with the heap set up as there; in one process each backend's threads
+and memory cost the other up to a quarter. What is told: time over the sound's length, the share of the matrix
+peak of the same process, the ratio of the two backends, and of each vocoder to the same written plainly
+(`benchmarks.plain`). `--quick` shows in half a minute that it works, with a narrow model and a short sound; its
+figures mean nothing.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -19,11 +22,21 @@ import numpy as np
 
 from benchmarks import vocoder_memory
 from benchmarks.flops import denoiser_flops, enhancer_flops
-from benchmarks.machine import Times, calm_threads, in_turn, machine, matrix_peak, write_results
+from benchmarks.machine import (
+    Times,
+    calm_threads,
+    in_process,
+    in_turn,
+    machine,
+    matrix_peak,
+    timed,
+    write_results,
+)
 from benchmarks.plain import plainly
 from parivox.backend import BACKENDS, Backend, BackendName, get_backend, installed
 from parivox.enhancer_tables import FRAME, TILE
 from parivox.features import SAMPLE_RATE
+from parivox.heap import return_large_blocks
 from parivox.hparams import EnhancerHParams
 from parivox.presets import preset
 from parivox.rows import Place
@@ -44,7 +57,8 @@ class Size:
     Attributes:
         preset: hyperparameters.
         denoise: seconds of sound that are denoised.
-        enhance: seconds that are enhanced.
+        enhance: seconds that are enhanced. Each evaluation of the flow reads a quarter of a gigabyte of weights, so a
+            sound of one second waits for the memory; a recording goes through in pieces of up to 30 s.
         nfe: evaluations of the flow.
         vocode: seconds of sound that the vocoder alone makes, and the plain one.
         denoise_repeats: timed runs of each denoiser.
@@ -53,11 +67,11 @@ class Size:
 
     preset: str = "enhancer_stage2"
     denoise: float = 2.0
-    enhance: float = 1.0
+    enhance: float = 4.0
     nfe: int = 64
     vocode: float = 1.0
     denoise_repeats: int = 5
-    enhance_repeats: int = 3
+    enhance_repeats: int = 2
 
 
 QUICK = Size("enhancer_stage2_small", 0.2, 0.2, 4, 0.1, 1, 1)
@@ -124,66 +138,81 @@ def told(times: Times, seconds: float, flops: float, peak: float, name: str) -> 
     }
 
 
-def measure(size: Size, names: list[BackendName]) -> dict[str, Any]:
-    """Everything, with the machine it was measured on."""
+def hparams_of(size: Size) -> EnhancerHParams:
+    """The hyperparameters of the model that is measured."""
     hp = preset(size.preset)
     if not isinstance(hp, EnhancerHParams):
         raise TypeError(f"{size.preset} is no enhancer's preset")
-    found: dict[str, Any] = {"machine": machine(), "size": vars(size), "published": PUBLISHED}
-    peaks = [matrix_peak()]
-    weights, short, long = initial_enhancer(0, hp), sound(size.denoise), sound(size.enhance)
-    backends = {name: get_backend(name, device="cpu") for name in names}
-    found["describe"] = {name: backend.describe() for name, backend in backends.items()}
+    return hp
 
-    denoisers = {name: denoising(backend, hp, weights, short) for name, backend in backends.items()}
-    denoised = in_turn(denoisers, size.denoise_repeats)
+
+def measure_here(name: BackendName, size: Size) -> dict[str, Any]:
+    """Times of one backend, in this process."""
+    return_large_blocks()
+    hp, peaks = hparams_of(size), [matrix_peak()]
+    weights, backend = initial_enhancer(0, hp), get_backend(name, device="cpu")
+    found: dict[str, Any] = {"describe": backend.describe()}
+    found["denoise"] = timed(denoising(backend, hp, weights, sound(size.denoise)), size.denoise_repeats)
     peaks.append(matrix_peak())
-    enhancers = {name: enhancing(backend, hp, weights, long, size.nfe) for name, backend in backends.items()}
-    enhanced = in_turn(enhancers, size.enhance_repeats)
-    # Other work may have met the first of them: a machine's peak is the best that it was seen to do.
-    found["peak_gflops"] = peak = max(*peaks, matrix_peak())
+    found["enhance"] = timed(
+        enhancing(backend, hp, weights, sound(size.enhance), size.nfe), size.enhance_repeats
+    )
+    peaks.append(matrix_peak())
+    # Other work may have met some of them: a machine's peak is the best that it was seen to do.
+    found["peak_gflops"] = max(peaks)
+    found["against_plain"] = against_plain(name, size.vocode, size.denoise_repeats)
+    return found
 
-    parts = enhancer_flops(hp, long.shape[1], size.nfe, hp.cfm_solver_method)
-    flops = {"denoise": denoiser_flops(hp.unet_hidden_dim, short.shape[1]), "enhance": sum(parts.values())}
+
+def measure(quick: bool, names: list[BackendName]) -> dict[str, Any]:
+    """Everything, with the machine it was measured on."""
+    size, words = (QUICK, ["--quick"]) if quick else (Size(), [])
+    hp, lengths = hparams_of(size), {task: sound(getattr(size, task)).shape[1] for task in PUBLISHED}
+    parts = enhancer_flops(hp, lengths["enhance"], size.nfe, hp.cfm_solver_method)
+    flops = {
+        "denoise": denoiser_flops(hp.unet_hidden_dim, lengths["denoise"]),
+        "enhance": sum(parts.values()),
+    }
+    found: dict[str, Any] = {"machine": machine(), "size": vars(size), "published": PUBLISHED}
     found["gflops"] = {
         "denoise": flops["denoise"] / 1e9,
-        "enhance": {name: part / 1e9 for name, part in parts.items()},
+        "enhance": {part: count / 1e9 for part, count in parts.items()},
     }
-    for task, times, wav in (("denoise", denoised, short), ("enhance", enhanced, long)):
-        seconds = wav.shape[1] / SAMPLE_RATE
-        found[task] = {name: told(row, seconds, flops[task], peak, task) for name, row in times.items()}
-        show(task, found[task])
-
-    found["against_plain"] = against_plain(names, size.vocode, size.denoise_repeats)
+    for name in names:
+        found[name] = row = in_process("benchmarks.inference", "--here", name, *words)
+        for task, length in lengths.items():
+            row[task] = told(row[task], length / SAMPLE_RATE, flops[task], row["peak_gflops"], task)
+        show(name, row)
+    if set(names) == set(BACKENDS):
+        found["jax_over_torch"] = {
+            task: found["jax"][task]["seconds"]["median"] / found["torch"][task]["seconds"]["median"]
+            for task in PUBLISHED
+        }
+        for task, ratio in found["jax_over_torch"].items():
+            print(f"jax / torch, {task}: {ratio:.2f} of the time", flush=True)
     return found
 
 
-def against_plain(names: list[BackendName], seconds: float, repeats: int) -> dict[str, Any]:
-    """How many times as fast each vocoder is as its plain form."""
-    works: dict[str, Work] = {}
-    for name in names:
-        works[name] = vocoding(name, seconds, plain=False)
-        works[f"plain {name}"] = vocoding(name, seconds, plain=True)
-    times, found = in_turn(works, repeats), {}
-    for name in names:
-        one, other = times[name], times[f"plain {name}"]
-        ratio = other["median"] / one["median"]
-        found[name] = {"seconds": one, "plain_seconds": other, "ratio": ratio}
-        print(f"{name:6} vocoder {ratio:.2f} times as fast as written plainly", flush=True)
-    return found
+def against_plain(name: BackendName, seconds: float, repeats: int) -> dict[str, Any]:
+    """How many times as fast the vocoder is as its plain form; the two take turns."""
+    times = in_turn(
+        {"ours": vocoding(name, seconds, plain=False), "plain": vocoding(name, seconds, plain=True)}, repeats
+    )
+    ratio = times["plain"]["median"] / times["ours"]["median"]
+    return {"seconds": times["ours"], "plain_seconds": times["plain"], "ratio": ratio}
 
 
-def show(task: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
-    """Print what was found."""
-    for name, row in rows.items():
+def show(name: str, found: Mapping[str, Any]) -> None:
+    """Print what was found of a backend."""
+    for task in PUBLISHED:
+        row = found[task]
         print(
             f"{name:6} {task:8} {row['time_over_length']:6.2f} times the sound's length, {row['share_of_peak']:.0%}"
             f" of peak, {row['over_published_share']:.2f} times the published program's share",
             flush=True,
         )
-    if set(rows) == set(BACKENDS):
-        jax, torch = (rows[name]["seconds"]["median"] for name in BACKENDS)
-        print(f"jax / torch, {task}: {jax / torch:.2f} of the time", flush=True)
+    ratio = found["against_plain"]["ratio"]
+    print(f"{name:6} vocoder {ratio:.2f} times as fast as written plainly", flush=True)
 
 
 def main() -> None:
@@ -193,10 +222,13 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--quick", action="store_true", help="a narrow model, to see that it works")
+    parser.add_argument("--here", choices=BACKENDS, help=argparse.SUPPRESS)
     given = parser.parse_args()
     calm_threads()
-    names: list[BackendName] = [name for name in BACKENDS if installed(name)]
-    found = measure(QUICK if given.quick else Size(), names)
+    if given.here:
+        print(json.dumps(measure_here(given.here, QUICK if given.quick else Size())))
+        return
+    found = measure(given.quick, [name for name in BACKENDS if installed(name)])
     if given.json:
         write_results(given.json, found)
 

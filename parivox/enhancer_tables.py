@@ -167,6 +167,18 @@ def vocoder_reach() -> int:
     return max(reach, samples + 3)
 
 
+def tile_window(frames: int, tile: int) -> int:
+    """Frames of each window when the sound of so many is made in as few tiles of at most `tile` as it takes.
+
+    All windows are of one length, so a last tile that is not full would be computed as if it were.
+    """
+    around = 2 * vocoder_reach()
+    if frames <= tile + around:
+        return frames
+    tiles = -(-(frames - around) // tile)
+    return around + -(-(frames - around) // tiles)
+
+
 def tile_starts(frames: int, window: int) -> list[int]:
     """First frames of windows, all of one length, that make the sound of so many frames one after the other.
 

@@ -13,7 +13,7 @@ from parity_tests.rungs_signal import distance
 from parity_tests.sides import open_side
 from parity_tests.sides_enhancer import enhancer_side
 from parivox.backend import BackendName
-from parivox.enhancer_tables import FRAME, TAIL, tile_starts, vocoder_reach
+from parivox.enhancer_tables import FRAME, TAIL, tile_starts, tile_window, vocoder_reach
 from parivox.hparams import EnhancerHParams
 from parivox.weights_enhancer import enhancer_shapes
 
@@ -80,3 +80,15 @@ def test_windows_follow_each_other_without_a_gap() -> None:
         for one, other in itertools.pairwise(starts):
             assert one < other
             assert other + reach <= one + WINDOW - reach
+
+
+@pytest.mark.parametrize("tile", [1, 7, 256])
+def test_windows_are_as_few_and_as_short_as_they_can_be(tile) -> None:
+    around = 2 * vocoder_reach()
+    for frames in (1, tile + around, tile + around + 1, around + 3 * tile, around + 3 * tile + 1, 3160):
+        window = tile_window(frames, tile)
+        fresh = [window, *[window - around] * (len(tile_starts(frames, window)) - 1)]
+        assert window <= tile + around
+        assert sum(fresh) >= frames
+        assert len(fresh) == max(1, -(-(frames - around) // tile))
+        assert window == frames or sum(fresh) - frames < len(fresh)

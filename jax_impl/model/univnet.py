@@ -16,7 +16,15 @@ from jaxtyping import Array, Float
 from jax_impl.ends import ending, ends, kept
 from jax_impl.model.conv import Conv1d, LeakyReLU
 from jax_impl.model.lvc import LVCBlock
-from parivox.enhancer_tables import FRAME, STRIDES, TAIL, VOCODER_NOISE, tile_starts, vocoder_reach
+from parivox.enhancer_tables import (
+    FRAME,
+    STRIDES,
+    TAIL,
+    VOCODER_NOISE,
+    tile_starts,
+    tile_window,
+    vocoder_reach,
+)
 
 __all__ = ["UnivNet"]
 
@@ -25,8 +33,8 @@ class UnivNet(nnx.Module):
     """Condition and noise in, sound in (-1, 1) out, 420 samples for each frame.
 
     Attributes:
-        tile: frames whose sound is made at a time, so that memory does not grow with the length of the sound; None
-            for all of them. The sound is the same.
+        tile: frames whose sound is made at a time, at most, so that memory does not grow with the length of the
+            sound; None for all of them. The sound is the same.
     """
 
     def __init__(self, condition: int, channels: int):
@@ -48,7 +56,7 @@ class UnivNet(nnx.Module):
     def _tiled(self, condition: Float[Array, "b n w"], noise: Float[Array, "b n z"]) -> Float[Array, "b t"]:
         """Sound of all frames, in tiles where there are many."""
         frames = noise.shape[1]
-        last, window = ends(frames), frames if self.tile is None else self.tile + 2 * vocoder_reach()
+        last, window = ends(frames), frames if self.tile is None else tile_window(frames, self.tile)
         if window >= frames:
             return self._sound(condition, noise)
 

@@ -10,7 +10,15 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from parivox.enhancer_tables import FRAME, STRIDES, TAIL, VOCODER_NOISE, tile_starts, vocoder_reach
+from parivox.enhancer_tables import (
+    FRAME,
+    STRIDES,
+    TAIL,
+    VOCODER_NOISE,
+    tile_starts,
+    tile_window,
+    vocoder_reach,
+)
 from torch_impl.ends import ending, ends, kept
 from torch_impl.model.conv import Conv1d, LeakyReLU
 from torch_impl.model.lvc import LVCBlock
@@ -22,8 +30,8 @@ class UnivNet(nn.Module):
     """Condition and noise in, sound in (-1, 1) out, 420 samples for each frame.
 
     Attributes:
-        tile: frames whose sound is made at a time, so that memory does not grow with the length of the sound; None
-            for all of them. The sound is the same.
+        tile: frames whose sound is made at a time, at most, so that memory does not grow with the length of the
+            sound; None for all of them. The sound is the same.
     """
 
     def __init__(self, condition: int, channels: int):
@@ -48,7 +56,7 @@ class UnivNet(nn.Module):
     ) -> Float[Tensor, "b t"]:
         """Sound of all frames, in tiles where there are many."""
         frames = noise.shape[-1]
-        last, window = ends(frames), frames if self.tile is None else self.tile + 2 * vocoder_reach()
+        last, window = ends(frames), frames if self.tile is None else tile_window(frames, self.tile)
         if window >= frames:
             return self._sound(condition, noise)
 
