@@ -144,6 +144,8 @@ def test_refusals(tmp_path, monkeypatch, capsys):
     (tmp_path / "there.onnx").touch()
     with pytest.raises(CheckpointError, match="exists already"):
         exported.export_model(model(1), tmp_path / "there.onnx", "onnx")
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        exported.export_model(model(1), tmp_path / "there.onnx/d.onnx", "onnx", check=False)
     assert main(["export", str(tiny_run(tmp_path / "run")), str(tmp_path / "d.txt")]) == 1
     assert capsys.readouterr().err.count("\n") == 1
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnx" else object())
