@@ -55,10 +55,10 @@ def ends(width: int) -> Int[Array, " b"] | None:
     return lengths // (total // width)
 
 
-def kept(x: Float[Array, "b *f n c"]) -> Float[Array, "b *f n c"]:
-    """Zeros beyond each row's end."""
-    last = ends(x.shape[-2])
-    return x if last is None else jnp.where(_beyond(x, last, 0), 0, x)
+def kept(x: Float[Array, "b *f n c"], axis: int = -2) -> Float[Array, "b *f n c"]:
+    """Zeros beyond each row's end; `axis` is that of the frames, counted from the last."""
+    last = ends(x.shape[axis])
+    return x if last is None else jnp.where(_beyond(x, last, 0, axis), 0, x)
 
 
 def padded(
@@ -80,7 +80,7 @@ def padded(
     return jnp.take_along_axis(x, place[:, :, None], axis=1)
 
 
-def _beyond(x: Array, last: Array, left: int) -> Array:
+def _beyond(x: Array, last: Array, left: int, axis: int = -2) -> Array:
     """True where a frame, counted from `left`, lies beyond its row's end; as many axes as x has."""
-    places = jnp.arange(-left, x.shape[-2] - left)[:, None]
+    places = jnp.arange(-left, x.shape[axis] - left).reshape(-1, *(1,) * (-axis - 1))
     return places >= last.reshape(-1, *(1,) * (x.ndim - 1))

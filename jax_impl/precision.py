@@ -21,11 +21,11 @@ import jax.numpy as jnp
 
 from parivox.backend import Precision
 
-__all__ = ["arithmetic", "operands", "platform", "spread", "takes_products", "total"]
+__all__ = ["arithmetic", "on_cpu", "operands", "platform", "spread", "takes_products", "total"]
 
 _MATMUL = {"highest": "highest", "tf32": "tensorfloat32", "bf16": "bfloat16"}
 _current: ContextVar[Precision] = ContextVar("precision", default="highest")
-_products: ContextVar[bool] = ContextVar("products", default=False)
+_on_cpu: ContextVar[bool] = ContextVar("on_cpu", default=False)
 
 
 @contextmanager
@@ -34,15 +34,20 @@ def arithmetic(precision: Precision, device: str = "") -> Iterator[None]:
 
     Args:
         precision: of convolutions and matrix products.
-        device: where the program runs; see `takes_products`.
+        device: where the program runs; see `on_cpu`.
     """
-    tokens = _current.set(precision), _products.set(device == "cpu")
+    tokens = _current.set(precision), _on_cpu.set(device == "cpu")
     try:
         with jax.default_matmul_precision(_MATMUL[precision]):
             yield
     finally:
         _current.reset(tokens[0])
-        _products.reset(tokens[1])
+        _on_cpu.reset(tokens[1])
+
+
+def on_cpu() -> bool:
+    """Whether what is traced now is told to run on a CPU."""
+    return _on_cpu.get()
 
 
 def takes_products(dtype: jnp.dtype) -> bool:
@@ -52,7 +57,7 @@ def takes_products(dtype: jnp.dtype) -> bool:
     CPU as they do outside of it; those in float64 are as slow everywhere. In one thread they also lose digits: the
     float32 gradients of a first stage come out four times as far from float64.
     """
-    return _products.get() or dtype == jnp.float64
+    return on_cpu() or dtype == jnp.float64
 
 
 def operands(x: jax.Array, weight: jax.Array) -> tuple[jax.Array, jax.Array]:

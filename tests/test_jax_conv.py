@@ -1,15 +1,20 @@
-"""The convolutions that JAX computes as matrix products, and those that it leaves to XLA."""
+"""The convolutions that JAX computes as matrix products, those that it leaves to XLA, and how their images lie."""
 
 from __future__ import annotations
+
+from unittest.mock import patch
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
+from jax_impl.ends import ending
 from jax_impl.model import layers
 from jax_impl.model.conv import convolve
 from jax_impl.model.layers import SLOW_CHANNELS, Conv2d, sum_of_shifts
+from jax_impl.model.unet import UNet
 from jax_impl.precision import arithmetic
 from parity_tests.rungs_signal import distance
 
@@ -63,3 +68,33 @@ def test_one_product_of_patches_is_the_convolution(taps, dilation, device, dtype
         found = convolve(jnp.asarray(x), jnp.asarray(weight), jnp.asarray(bias), dilation)
     assert found.dtype == dtype and found.shape == (2, length, 4)
     assert distance(np.asarray(found), wanted) < {"float32": 1e-6, "float64": 1e-14}[dtype]
+
+
+@pytest.mark.parametrize("ended", [False, True])
+@pytest.mark.parametrize(("bins", "frames"), [(40, 20), (20, 40)])
+def test_the_longer_axis_of_an_image_lies_inside_on_a_cpu(bins, frames, ended):
+    rng = np.random.default_rng(0)
+    shapes: list[tuple[int, ...]] = []
+    with jax.enable_x64(True):
+        net = UNet(3, 2, 1)
+        for _, parameter in nnx.iter_graph(net):
+            if isinstance(parameter, nnx.Param):
+                parameter[...] = jnp.asarray(rng.standard_normal(parameter.shape))
+        x = jnp.asarray(rng.standard_normal((2, bins, frames, 3)))
+        lengths = jnp.asarray([16, frames]) if ended else None
+
+        def run(device):
+            with arithmetic("highest", device), ending(lengths, frames):
+                return np.asarray(net(x))
+
+        seen = Conv2d.__call__
+
+        def watched(self, image):
+            shapes.append(image.shape)
+            return seen(self, image)
+
+        with patch.object(Conv2d, "__call__", watched):
+            on_cpu = run("cpu")
+        assert shapes[0][1:3] == (32, 48)
+        assert on_cpu.shape == (2, bins, frames, 2)
+        assert distance(on_cpu, run("gpu")) < 1e-12

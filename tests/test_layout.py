@@ -27,6 +27,8 @@ NAMES_OF_ONE = {
     ("backend.py", "TorchBackend"): "the class is named after its framework; callers use create_backend",
     ("export.py", "OPSET"): "ONNX's; StableHLO has no such number",
     ("export.py", "PLATFORMS"): "what JAX lowers for; an ONNX file is of no platform",
+    ("model/layers.py", "frames_first"): "torch's convolutions use all threads whichever axis is long",
+    ("precision.py", "on_cpu"): "a tensor of torch tells its device itself",
     ("precision.py", "operands"): "torch's autocast rounds the operands of a convolution by itself",
     ("precision.py", "platform"): "an array of torch tells its device itself",
     ("precision.py", "spread"): "torch sums in a tree by itself",

@@ -1,13 +1,16 @@
 """Layers of the UNet in JAX; the twin of `torch_impl.model.layers`.
 
-Images are channels-last, (b, f, n, c). Weights keep the public names and shapes (out, in, kernel...):
-the order in memory is the compiler's to choose, so nothing is gained by another one, and a checkpoint
-needs no transposition.
+Images are channels-last, (b, f, n, c), or (b, n, f, c) inside of `frames_first`. Weights keep the public names and
+shapes (out, in, kernel...): the order in memory is the compiler's to choose, so nothing is gained by another one, and
+a checkpoint needs no transposition.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +20,25 @@ from jaxtyping import Array, Float
 from jax_impl.ends import ends, kept
 from jax_impl.precision import operands, spread, total
 
-__all__ = ["Conv2d", "GELU", "GroupNorm", "downsample", "upsample"]
+__all__ = ["Conv2d", "GELU", "GroupNorm", "downsample", "frames_first", "upsample"]
 
 
 SLOW_CHANNELS = (16, 16)
 SLOW_VALUES = 2**19
 """Channels and least size of a float64 image whose convolution has a gradient that takes XLA fourteen times as long
 on a CPU as nine matrix products do."""
+
+_frames_axis: ContextVar[int] = ContextVar("frames_axis", default=-2)
+
+
+@contextmanager
+def frames_first(value: bool) -> Iterator[None]:
+    """Trace everything inside for images (b, n, f, c) if `value`, else for (b, f, n, c)."""
+    token = _frames_axis.set(-3 if value else -2)
+    try:
+        yield
+    finally:
+        _frames_axis.reset(token)
 
 
 def _wide(x: jax.Array) -> jax.Array:
@@ -40,8 +55,10 @@ class Conv2d(nnx.Module):
 
     def __call__(self, x: Float[Array, "b f n i"]) -> Float[Array, "b f n o"]:
         """Convolve an image."""
-        weight, x = self.weight[...], kept(x)
-        pad = weight.shape[-1] // 2
+        weight, axis = self.weight[...], _frames_axis.get()
+        pad, x = weight.shape[-1] // 2, kept(x, axis)
+        if axis == -3:
+            weight = weight.swapaxes(2, 3)
         image, weight = operands(x, weight)
         if image.dtype == jnp.float64 and weight.shape[:2] == SLOW_CHANNELS and image.size >= SLOW_VALUES:
             return sum_of_shifts(image, weight) + spread(self.bias[...], x.shape)
@@ -81,13 +98,14 @@ class GroupNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "b *n c"]) -> Float[Array, "b *n c"]:
         """Normalise over frequency, frames and the channels of a group; also without an axis of frequency."""
-        grouped = kept(_wide(x)).reshape(*x.shape[:-1], self.groups, -1)
+        axis = _frames_axis.get()
+        grouped = kept(_wide(x), axis).reshape(*x.shape[:-1], self.groups, -1)
         axes, shape = (*range(1, x.ndim - 1), x.ndim), grouped.shape
         count: int | jax.Array = math.prod(shape[axis] for axis in axes)
-        if (last := ends(x.shape[-2])) is not None:
-            count = (count // x.shape[-2] * last).reshape(-1, *(1,) * x.ndim)
+        if (last := ends(x.shape[axis])) is not None:
+            count = (count // x.shape[axis] * last).reshape(-1, *(1,) * x.ndim)
         centred = grouped - spread(total(grouped, axes) / count, shape)
-        centred = kept(centred.reshape(x.shape)).reshape(shape)
+        centred = kept(centred.reshape(x.shape), axis).reshape(shape)
         variance = total(centred**2, axes) / count
         y = (centred * spread(jax.lax.rsqrt(variance + self.eps), shape)).reshape(x.shape)
         y = y * spread(_wide(self.weight[...]), x.shape) + spread(_wide(self.bias[...]), x.shape)

@@ -14,7 +14,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jax_impl.ends import ending, ends, kept
-from jax_impl.model.layers import GELU, Conv2d, GroupNorm, downsample, upsample
+from jax_impl.model.layers import GELU, Conv2d, GroupNorm, downsample, frames_first, upsample
+from jax_impl.precision import on_cpu
 
 __all__ = ["UNet", "UNetBlock"]
 
@@ -93,7 +94,12 @@ class UNet(nnx.Module):
         last = ends(n)
         x = jnp.pad(kept(x), ((0, 0), (0, -f % 16), (0, -n % 16), (0, 0)))
         with ending(None if last is None else last + -last % 16, x.shape[2]):
-            return self._image(x)[:, :f, :n]
+            # XLA computes a convolution on a CPU in one thread where the inner axis is short, so the longer one is it.
+            if turned := on_cpu() and x.shape[2] < x.shape[1]:
+                x = x.swapaxes(1, 2)
+            with frames_first(turned):
+                y = self._image(x)
+            return (y.swapaxes(1, 2) if turned else y)[:, :f, :n]
 
     def _image(self, x: Array) -> Array:
         x = self.input_proj(x)
