@@ -53,8 +53,8 @@ class UNetBlock(nn.Module):
         if skip is not None:
             x = x + skip
         x = self.pre_conv(x)
-        x = x + self.res_block1(x)
-        x = x + self.res_block2(x)
+        x = _added(self.res_block1, x)
+        x = _added(self.res_block2, x)
         return (downsample(x) if self.scale == "down" else x), x
 
 
@@ -86,6 +86,8 @@ class UNet(nn.Module):
         _, _, f, n = x.shape
         last = ends(n)
         x = pad(kept(x), (0, -n % 16, 0, -f % 16))
+        if last is None and _infers_on_cpu(x):
+            x = x.contiguous(memory_format=torch.channels_last)
         with ending(None if last is None else last + -last % 16, x.shape[-1]):
             return self._image(x)[:, :, :f, :n]
 
@@ -105,3 +107,24 @@ class UNet(nn.Module):
         if self.checkpointed and torch.is_grad_enabled():
             return checkpoint(block, *images, use_reentrant=False)
         return block(*images)
+
+
+def _added(layers: nn.Sequential, x: Tensor) -> Tensor:
+    """A residual block with its input."""
+    if not _infers_on_cpu(x):
+        return x + layers(x)
+    # Written over wherever nobody else has it: to clear new memory takes longer than to compute what goes there.
+    y = x
+    for layer in layers:
+        if isinstance(layer, GroupNorm):
+            y = layer(y, spare=y is not x)
+        else:
+            y = torch.ops.aten.gelu_(y) if isinstance(layer, GELU) else layer(y)
+    return y.add_(x)
+
+
+def _infers_on_cpu(x: Tensor) -> bool:
+    """Whether memory may be written over, and images lie with channels last, as convolutions on a CPU take them."""
+    if x.device.type != "cpu" or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+        return False
+    return x.dtype in (torch.float32, torch.float64)
