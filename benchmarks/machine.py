@@ -80,8 +80,9 @@ def matrix_peak(size: int = 2048) -> float:
 
 
 def calm_threads() -> None:
-    """Have OpenMP's threads sleep while they wait, as the command line does; call it before torch is imported."""
+    """Have OpenMP's threads soon sleep while they wait, as the command does; call it before torch is imported."""
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 
 def in_process(module: str, *words: str, environment: Mapping[str, str] | None = None) -> Any:

@@ -18,6 +18,7 @@ MAX_LINES = 400
 
 NO_TWIN = {
     "engine.py": "DeepSpeed's engine; JAX needs no such thing",
+    "in_place.py": "an array of JAX never changes; its compiler reuses memory",
     "plan.py": "XLA compiles for devices that are not here; PyTorch does not",
 }
 """Files of one backend alone, and why."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from parivox.enhancer_tables import AMP_DILATIONS, FILTER_TAPS, SNAKE_RANGE, kaiser_filter
 from torch_impl.ends import padded
+from torch_impl.in_place import added, may_overwrite
 from torch_impl.model.conv import Conv1d
 from torch_impl.model.normalizer import Buffer
 
@@ -67,10 +68,17 @@ class SnakeBeta(nn.Module):
         self.log_alpha = nn.Parameter(torch.zeros(channels))
         self.log_beta = nn.Parameter(torch.zeros(channels))
 
-    def forward(self, x: Float[Tensor, "b c n"]) -> Float[Tensor, "b c n"]:
-        """Apply the activation."""
+    def forward(self, x: Float[Tensor, "b c n"], spare: bool = False) -> Float[Tensor, "b c n"]:
+        """Apply the activation.
+
+        Args:
+            x: at any rate.
+            spare: x is not needed any more; without gradients the result takes its place.
+        """
         alpha = self.log_alpha.exp().clamp(*SNAKE_RANGE)[:, None]
         beta = self.log_beta.exp().clamp(*SNAKE_RANGE)[:, None]
+        if spare and may_overwrite(x, alpha):
+            return x.addcmul_((alpha * x).sin_().square_(), 1 / beta)
         sine = torch.sin(alpha * x)
         return torch.addcmul(x, sine, sine / beta)
 
@@ -101,7 +109,7 @@ class Activation(nn.Module):
         """Apply the activation."""
         filters = self.upsample.filter, self.downsample.lowpass.filter
         up, down = (taps[0, 0].to(x.dtype) for taps in filters)
-        return halve(self.act(twice(x, up)), down)
+        return halve(self.act(twice(x, up), spare=True), down)
 
 
 class AMPBlock(nn.ModuleList):
@@ -125,4 +133,4 @@ class AMPBlock(nn.ModuleList):
         layers: Any = self
         for first, activation, last in layers:
             y = last(activation(first(y)))
-        return x + y
+        return added(y, x)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from parivox.enhancer_tables import LVC_DILATIONS, LVC_TAPS, PREDICTOR_PAIRS, PREDICTOR_WIDTH
 from torch_impl.ends import padded
+from torch_impl.in_place import added, gated
 from torch_impl.model.alias_free import AMPBlock
 from torch_impl.model.conv import Conv1d, ConvTranspose1d, Identity, LeakyReLU
 
@@ -109,7 +110,9 @@ class LVCBlock(nn.Module):
         self.convt_pre = nn.Sequential(LeakyReLU(), ConvTranspose1d(channels, channels, stride))
         self.amp_block = AMPBlock(channels)
         self.conv_blocks = nn.ModuleList(
-            nn.Sequential(LeakyReLU(), Conv1d(channels, channels, 3, dilation, normed=True), LeakyReLU())
+            nn.Sequential(
+                LeakyReLU(), Conv1d(channels, channels, 3, dilation, normed=True), LeakyReLU(spare=True)
+            )
             for dilation in LVC_DILATIONS
         )
 
@@ -119,8 +122,9 @@ class LVCBlock(nn.Module):
         hidden = self.kernel_predictor(condition)
         for convs, layer in zip(self.conv_blocks, self.kernel_predictor.layers(), strict=True):
             gate, tanh = self._local(convs(x), hidden, layer).chunk(2, dim=2)
-            gated = torch.sigmoid(gate) * torch.tanh(tanh)
-            x = x + gated.transpose(1, 2).flatten(2)
+            parts = gated(tanh, gate).transpose(1, 2)
+            # Frame by frame into x, or in one piece.
+            x = added(x.unflatten(2, parts.shape[2:]), parts).flatten(2)
         return x
 
     def _local(self, x: Tensor, hidden: Tensor, layer: LayerPredictor) -> Tensor:

@@ -15,6 +15,7 @@ from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 
 from torch_impl.ends import ending, ends, kept
+from torch_impl.in_place import added
 from torch_impl.model.layers import GELU, Conv2d, GroupNorm, downsample, upsample
 
 __all__ = ["UNet", "UNetBlock"]
@@ -120,7 +121,7 @@ def _added(layers: nn.Sequential, x: Tensor) -> Tensor:
             y = layer(y, spare=y is not x)
         else:
             y = torch.ops.aten.gelu_(y) if isinstance(layer, GELU) else layer(y)
-    return y.add_(x)
+    return added(y, x)
 
 
 def _infers_on_cpu(x: Tensor) -> bool:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from parivox.enhancer_tables import TIME_WIDTH, WN_CYCLE
 from torch_impl.ends import ends, kept
+from torch_impl.in_place import added, gated
 from torch_impl.model.conv import Conv1d
 
 __all__ = ["WN", "WNLayer", "instance_norm"]
@@ -42,10 +43,9 @@ class WNLayer(nn.Module):
         self, z: Float[Tensor, "b c n"], time: Float[Tensor, "b e 1"], local: Float[Tensor, "b d n"]
     ) -> tuple[Float[Tensor, "b c n"], Float[Tensor, "b c n"]]:
         """The residual output and the skip."""
-        gates = self.dconv(z + self.gconv(time)) + local
-        tanh, sigmoid = gates.chunk(2, dim=1)
-        residual, skip = self.out(torch.tanh(tanh) * torch.sigmoid(sigmoid)).chunk(2, dim=1)
-        return (residual + z) / math.sqrt(2), skip
+        tanh, sigmoid = added(self.dconv(z + self.gconv(time)), local).chunk(2, dim=1)
+        residual, skip = self.out(gated(tanh, sigmoid)).chunk(2, dim=1)
+        return added(residual, z) / math.sqrt(2), skip
 
 
 class WN(nn.Module):
@@ -75,5 +75,5 @@ class WN(nn.Module):
         skips = torch.zeros_like(z)
         for layer, local in zip(self.layers, conditions, strict=True):
             z, skip = layer(z, time[:, :, None], local)
-            skips = skips + skip
+            skips = added(skips, skip)
         return self.end(skips / math.sqrt(len(self.layers))).to(psi.dtype)
